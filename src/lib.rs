@@ -1,0 +1,12 @@
+//! Clever Kubernetes Engine, whole and local. The layers, top to bottom: each knows only those below it.
+
+pub mod clever;
+pub mod platform;
+
+pub mod kubernetes;
+
+pub mod infra;
+
+pub mod etcd;
+
+pub mod clock;
