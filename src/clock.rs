@@ -22,8 +22,19 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, oneshot};
 
 /// Milliseconds since the Unix epoch, on the clock's own time line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
 
@@ -118,7 +129,7 @@ struct Inner {
 struct Manual {
     now: Timestamp,
     next_timer: u64,
-    timers: BTreeMap<(Timestamp, u64), oneshot::Sender<()>>,
+    timers: BTreeMap<(Timestamp, u64), oneshot::Sender<Activity>>,
 }
 
 /// Held while its owner has work to do at the present instant; see [`Clock::activity`].
@@ -180,25 +191,30 @@ impl Clock {
         }
     }
 
-    pub async fn sleep(&self, duration: Duration) {
-        self.sleep_until(self.now().saturating_add(duration)).await;
+    /// See [`Clock::sleep_until`].
+    pub async fn sleep(&self, duration: Duration) -> Activity {
+        self.sleep_until(self.now().saturating_add(duration)).await
     }
 
     /// Resolves when the clock reads `deadline` or more. Dropping the future drops the timer.
-    pub async fn sleep_until(&self, deadline: Timestamp) {
+    ///
+    /// The sleeper wakes up with an [`Activity`]: a manual clock goes on only once that is dropped,
+    /// so hold it for as long as the awakening causes work.
+    pub async fn sleep_until(&self, deadline: Timestamp) -> Activity {
         match self.inner.scale {
             TimeScale::Factor(factor) => {
                 let wait = self.now().until(deadline).div_f64(factor);
                 if !wait.is_zero() {
                     tokio::time::sleep(wait).await;
                 }
+                self.activity()
             }
             TimeScale::Manual => {
                 let (fire, fired) = oneshot::channel();
                 let guard = {
                     let mut manual = self.inner.manual.lock();
                     if deadline <= manual.now {
-                        return;
+                        return self.activity();
                     }
                     let key = (deadline, manual.next_timer);
                     manual.next_timer += 1;
@@ -208,9 +224,10 @@ impl Clock {
                         key,
                     }
                 };
-                // The sender goes only by firing: either way the timer is due.
-                let _ = fired.await;
+                let activity = fired.await;
                 drop(guard);
+                // The sender is dropped only by firing: without one the timer is due all the same.
+                activity.unwrap_or_else(|_| self.activity())
             }
         }
     }
@@ -266,7 +283,7 @@ impl Clock {
         let target = self.now().saturating_add(duration);
         loop {
             self.quiesce().await;
-            let due: Vec<oneshot::Sender<()>> = {
+            let due: Vec<oneshot::Sender<Activity>> = {
                 let mut manual = self.inner.manual.lock();
                 let next = manual.timers.first_key_value().map(|((at, _), _)| *at);
                 match next {
@@ -284,10 +301,8 @@ impl Clock {
             };
             for fire in due {
                 // One owner at a time, in the order in which the timers were set.
-                if fire.send(()).is_ok() {
-                    tokio::task::yield_now().await;
-                    self.no_activity().await;
-                }
+                let _ = fire.send(self.activity());
+                self.no_activity().await;
             }
         }
     }
@@ -301,5 +316,81 @@ struct TimerGuard<'a> {
 impl Drop for TimerGuard<'_> {
     fn drop(&mut self) {
         self.inner.manual.lock().timers.remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_scale_is_a_factor_or_manual() {
+        let check = |text: &str, expect: Option<TimeScale>| {
+            assert_eq!(text.parse::<TimeScale>().ok(), expect, "{text}");
+        };
+        check("manual", Some(TimeScale::Manual));
+        check("20", Some(TimeScale::Factor(20.0)));
+        check("0.5", Some(TimeScale::Factor(0.5)));
+        check("0", None);
+        check("-1", None);
+        check("inf", None);
+        check("NaN", None);
+        check("", None);
+    }
+
+    #[test]
+    fn dates_have_three_decimals() {
+        assert_eq!(
+            Timestamp(1_767_225_600_007).to_rfc3339(),
+            "2026-01-01T00:00:00.007Z"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_manual_clock_fires_in_order_and_waits_for_the_work_of_each_instant() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sleepers: Vec<_> = [(2, 20), (1, 10), (3, 20)]
+            .into_iter()
+            .map(|(name, seconds)| {
+                let (clock, log) = (clock.clone(), Arc::clone(&log));
+                let armed = clock.activity();
+                tokio::spawn(async move {
+                    let sleep = clock.sleep(Duration::from_secs(seconds));
+                    tokio::pin!(sleep);
+                    assert!(futures::poll!(sleep.as_mut()).is_pending());
+                    drop(armed);
+                    let _activity = sleep.await;
+                    // Work that takes several turns of the executor: the clock stands still.
+                    for _ in 0..10 {
+                        tokio::task::yield_now().await;
+                    }
+                    log.lock().push((name, clock.now()));
+                })
+            })
+            .collect();
+        clock.quiesce().await;
+        assert!(clock.advance(Duration::from_secs(15)).await);
+        assert_eq!(clock.now(), Timestamp(15_000));
+        assert_eq!(*log.lock(), [(1, Timestamp(10_000))]);
+        clock.advance(Duration::from_secs(15)).await;
+        let mut fired = log.lock().clone();
+        fired.sort();
+        assert_eq!(
+            fired,
+            [
+                (1, Timestamp(10_000)),
+                (2, Timestamp(20_000)),
+                (3, Timestamp(20_000))
+            ]
+        );
+        for sleeper in sleepers {
+            sleeper.await.expect("a sleeper panicked");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_running_clock_cannot_be_advanced() {
+        assert!(!Clock::real().advance(Duration::from_secs(1)).await);
     }
 }
