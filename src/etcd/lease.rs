@@ -202,7 +202,7 @@ mod tests {
         book.grant(8, 10, at(0));
         assert_eq!(book.keep_alive(7, at(9)), Renewal::Renewed(10));
         assert_eq!(book.keep_alive(9, at(9)), Renewal::Missing);
-        assert_eq!(book.expired(at(9), 9), []);
+        assert_eq!(book.expired(at(9), 9), [0; 0]);
         assert_eq!(book.expired(at(10), 9), [8]);
         assert_eq!(book.keep_alive(8, at(10)), Renewal::Expired);
         assert_eq!(book.time_to_live(8, at(10), true), None);

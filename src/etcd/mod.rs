@@ -39,6 +39,8 @@ mod sequencer;
 mod server;
 mod service;
 mod store;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod view;
 mod watch;

@@ -267,6 +267,22 @@ impl Server {
         Ok(())
     }
 
+    /// Ends every keyspace, once the batches under way are durable. Requests that come later are
+    /// refused.
+    pub async fn close(&self) {
+        self.inner.shutdown.cancel();
+        let slots: Vec<_> = self.inner.slots.lock().values().cloned().collect();
+        for slot in slots {
+            let _changing = slot.changing.lock().await;
+            let open = slot.open.write().take();
+            if let Some(open) = open
+                && let Err(error) = open.sequencer.await
+            {
+                tracing::error!(keyspace = %slot.name, %error, "the sequencer had died");
+            }
+        }
+    }
+
     /// Removes a keyspace with all that it holds. Its watches are cancelled. Removing one that
     /// does not exist is success.
     ///
@@ -276,7 +292,7 @@ impl Server {
         Ok(self.inner.remove_keyspace(name).await?)
     }
 
-    fn channel(&self, keyspace: &str) -> Channel {
+    pub(super) fn channel(&self, keyspace: &str) -> Channel {
         let slot = self.inner.slot(keyspace);
         let connect = || {
             // Weak: the connection must not keep the server alive.
