@@ -578,10 +578,15 @@ impl Transaction {
                 if state.view.is_none()
                     && let Ok(view) = self.engine.view()
                 {
-                    // FoundationDB takes the read version at commit at the latest; so does this, but for free.
+                    // FoundationDB takes the read version at commit at the latest; here it costs nothing now.
                     state.view = Some((view, self.engine.shared.time.now()));
                 }
-                state.read_range(clamped(begin), clamped(end));
+                let version = state.view.as_ref().map_or(0, |(view, _)| view.version);
+                let State {
+                    overlay, mutations, ..
+                } = &mut *state;
+                overlay.catch_up(mutations, version);
+                state.depend_on(&clamped(begin), &clamped(end));
             }
             Err(error) => {
                 state.error.get_or_insert(error);

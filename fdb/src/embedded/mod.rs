@@ -1,6 +1,7 @@
 //! The embedded engine: FoundationDB's semantics on a local directory.
 
 mod committer;
+mod journal;
 mod resolver;
 mod storage;
 
