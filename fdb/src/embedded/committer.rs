@@ -112,6 +112,7 @@ impl Committer {
 
     /// Commits until the queue is closed and empty, or the disk fails.
     pub(super) fn run(mut self) {
+        let _end = End(self.shared.clone());
         let mut requests = Vec::with_capacity(BATCH_TRANSACTIONS);
         while self
             .requests
@@ -338,6 +339,18 @@ impl Committer {
         self.requests.close();
         while let Some(request) = self.requests.blocking_recv() {
             let _ = request.reply.send(Err(Error::IO_ERROR));
+        }
+    }
+}
+
+/// If the committer panics, nothing is readable any more, as after a failure of the disk.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            *self.0.published.write() = Err(Error::IO_ERROR);
+            self.0.watches.fail_all(Error::IO_ERROR);
         }
     }
 }
