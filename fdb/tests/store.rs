@@ -293,7 +293,7 @@ async fn a_failed_write_stops_the_store_until_it_is_reopened() {
             }
         };
         let database = open_with(directory.path(), |options| {
-            options.write_hook = Some(Arc::new(hook))
+            options.write_hook = Some(Arc::new(hook));
         })
         .await;
         set(&database, "a", "1").await.unwrap();

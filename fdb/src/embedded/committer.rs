@@ -264,7 +264,7 @@ impl Committer {
                 batch.changes.insert(key, None);
             }
             Mutation::ClearRange { begin, end } => {
-                self.clear_range(&begin, &end, &mut batch.changes)?
+                self.clear_range(&begin, &end, &mut batch.changes)?;
             }
             Mutation::Atomic { key, param, op } => match op {
                 MutationType::SetVersionstampedKey => {

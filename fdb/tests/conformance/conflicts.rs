@@ -48,6 +48,8 @@ async fn a_transaction_conflicts_with_later_writes_of_what_it_read() {
         ("read-conflict a c; set z", "set b", CONFLICT),
         ("read-conflict a c; set z", "set c", FINE),
         ("set b; read-conflict a c", "set b", FINE),
+        ("stamped b; read-conflict a c", "set b", FINE),
+        ("append b x; read-conflict a c", "set b", CONFLICT),
         ("get a; write-conflict y z", "set a", CONFLICT),
         ("range a b limit 0; set z", "set a", FINE),
     ];

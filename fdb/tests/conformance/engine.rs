@@ -48,9 +48,12 @@ pub async fn fill(database: &Database, keys: &[&'static str]) -> i64 {
     transaction.commit().await.unwrap().version
 }
 
-/// One step of a transaction as text: `get a`, `snapshot a`, `range a c`, `range a c limit 1`, `reverse a c limit 1`,
-/// `snapshot-range a c`, `set a`, `set a x`, `clear a`, `clear-range a c`, `add a 1`, `read-conflict a c`,
-/// `write-conflict a c`, `quiet`.
+/// One step of a transaction as text:
+///
+/// - `get a`, `snapshot a`, `range a c`, `range a c limit 1`, `reverse a c limit 1`, `snapshot-range a c`;
+/// - `set a`, `set a x`, `clear a`, `clear-range a c`, `append a x`, `compare-and-clear a x`, `stamped a`;
+/// - `read-conflict a c`, `write-conflict a c`, `quiet` (the next write does not conflict).
+///
 /// Gives what was read, as text: `-` is absent, `x` a value, `a=A b=B` pairs with a trailing `+` for more.
 pub async fn step(transaction: &Transaction, step: &str) -> Result<String, fdb::Error> {
     let words: Vec<String> = step.split(' ').map(str::to_owned).collect();
@@ -94,9 +97,9 @@ pub async fn step(transaction: &Transaction, step: &str) -> Result<String, fdb::
         "clear-range" => transaction.clear_range(word(1), word(2)),
         "append" => transaction.atomic_op(word(1), word(2), fdb::MutationType::AppendIfFits),
         "compare-and-clear" => {
-            transaction.atomic_op(word(1), word(2), fdb::MutationType::CompareAndClear)
+            transaction.atomic_op(word(1), word(2), fdb::MutationType::CompareAndClear);
         }
-        "stamped-value" => {
+        "stamped" => {
             transaction.atomic_op(
                 word(1),
                 &b"..........\0\0\0\0"[..],

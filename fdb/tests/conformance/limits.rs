@@ -88,7 +88,7 @@ async fn a_write_beyond_a_limit_fails_the_next_read_and_the_commit() {
                     &b"short\0\0\0\0"[..],
                     "",
                     MutationType::SetVersionstampedKey,
-                )
+                );
             },
             Some(Error::CLIENT_INVALID_OPERATION),
         ),
