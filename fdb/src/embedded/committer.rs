@@ -15,7 +15,8 @@
 //! so a second fsync that succeeds proves nothing ("fsyncgate"; Rebello et al., USENIX ATC 2020). So nothing is
 //! tried again. The transactions of that batch get 1021, because the batch may be found on disk at the next start;
 //! nothing can be read or committed from then on (1510), because what would be read might not be what the next
-//! start finds. Opening the store again decides: recovery reads what is really there.
+//! start finds. Opening the store again decides by what recovery reads. One doubt remains that only the operator
+//! can remove: until the machine restarts, recovery may read from the page cache what the disk never got.
 
 use super::{
     CommitRequestParts, Shared, View, WriteHook, WriteStage, resolver::Resolver, storage::Changes,

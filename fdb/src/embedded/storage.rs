@@ -43,8 +43,20 @@ pub(crate) struct Storage {
     data: Keyspace,
     system: Keyspace,
     fsync: bool,
-    /// Held for its lock. After the database, so that it is dropped last.
-    _lock: File,
+    /// After the database, so that it is dropped last.
+    _lock: Lock,
+}
+
+/// The directory's lock. Given up explicitly: a process that is being spawned at this moment has a copy of the file
+/// descriptor until it executes its program, and closing ours alone would leave the lock to it.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "cannot unlock the store's directory");
+        }
+    }
 }
 
 impl Storage {
@@ -70,6 +82,7 @@ impl Storage {
             },
             TryLockError::Error(source) => io_error(source),
         })?;
+        let lock = Lock(lock);
 
         let store = directory.join("store");
         let new = directory.join("store.new");
