@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clever::Clever;
 use crate::clever::account::User;
 use crate::clever::error::ApiError;
-use crate::clever::profile::TOKEN_LIFETIME_MILLIS;
+use crate::clever::profile::token_expiration;
 use crate::clever::transport::Json;
 use crate::platform::model::OwnerId;
 
@@ -66,8 +66,8 @@ struct CollectQuery {
 pub struct CliToken {
     pub token: String,
     pub secret: String,
-    /// Milliseconds since the epoch.
-    pub expiration_date: i64,
+    /// RFC 3339. The CLI saves it as it is, and reads a saved profile only if this is a string.
+    pub expiration_date: String,
 }
 
 async fn collect(
@@ -82,7 +82,7 @@ async fn collect(
     Ok(Json(CliToken {
         token: granted.token.clone(),
         secret: granted.secret.clone(),
-        expiration_date: clever.clock.now().0.saturating_add(TOKEN_LIFETIME_MILLIS),
+        expiration_date: token_expiration(clever.clock.now()).to_rfc3339(),
     }))
 }
 

@@ -1,5 +1,7 @@
 //! `GET /v2/self`: the authenticated user, and the token that they use.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
@@ -9,13 +11,16 @@ use crate::clever::Clever;
 use crate::clever::account::User;
 use crate::clever::authentication::Session;
 use crate::clever::transport::Json;
+use crate::clock::Timestamp;
 use crate::platform::model::OwnerId;
 
 /// 2026-01-01: every account is as old as that.
 pub const ACCOUNT_CREATION_MILLIS: i64 = 1_767_225_600_000;
 
 /// A token that is used lives on for three months.
-pub const TOKEN_LIFETIME_MILLIS: i64 = 90 * 24 * 3_600_000;
+pub fn token_expiration(now: Timestamp) -> Timestamp {
+    now.saturating_add(Duration::from_secs(90 * 24 * 3_600))
+}
 
 pub fn routes() -> Router<Clever> {
     Router::new()
@@ -96,7 +101,7 @@ async fn get_current_token(State(clever): State<Clever>, session: Session) -> Js
     Json(CurrentToken {
         token: session.user.token,
         creation_date: ACCOUNT_CREATION_MILLIS,
-        expiration_date: clever.clock.now().0.saturating_add(TOKEN_LIFETIME_MILLIS),
+        expiration_date: token_expiration(clever.clock.now()).0,
         employee_id: None,
     })
 }
