@@ -128,6 +128,17 @@ pub struct Organisation {
     pub members: Vec<(OwnerId, Role)>,
 }
 
+/// The seed's ids and credentials.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    pub user: OwnerId,
+    pub organisation: OwnerId,
+    pub token: String,
+    pub secret: String,
+    /// Bearer token.
+    pub api_token: String,
+}
+
 /// Every account, immutable while the server runs.
 #[derive(Clone, Debug)]
 pub struct Accounts {
@@ -146,7 +157,7 @@ const CLI_CONSUMER: (&str, &str) = (
 impl Accounts {
     /// The seed, and what the configuration adds. The seed user is a member of the seed
     /// organisation only.
-    pub fn new(config: &AccountsConfig) -> Result<Accounts, AccountError> {
+    pub fn new(config: AccountsConfig) -> Result<Accounts, AccountError> {
         let seed = User {
             id: owner_id("the seed user", SEED_USER_ID, "user")?,
             name: String::from("Dev"),
@@ -162,18 +173,18 @@ impl Accounts {
             members: vec![(seed.id.clone(), Role::Admin)],
         };
         let mut users = vec![seed];
-        for user in &config.users {
+        for user in config.users {
             users.push(user.resolve()?);
         }
         let mut organisations = vec![seed_organisation];
-        for organisation in &config.organisations {
+        for organisation in config.organisations {
             organisations.push(organisation.resolve(&users)?);
         }
         check_unique(&users, &organisations)?;
         let mut consumers =
             BTreeMap::from([(CLI_CONSUMER.0.to_owned(), CLI_CONSUMER.1.to_owned())]);
-        for consumer in &config.consumers {
-            consumers.insert(consumer.key.clone(), consumer.secret.clone());
+        for consumer in config.consumers {
+            consumers.insert(consumer.key, consumer.secret);
         }
         Ok(Accounts {
             users,
@@ -192,6 +203,18 @@ impl Accounts {
 
     pub fn seed_organisation(&self) -> &Organisation {
         &self.organisations[0]
+    }
+
+    /// What a client needs to be the seed user.
+    pub fn seed(&self) -> Seed {
+        let user = self.seed_user();
+        Seed {
+            user: user.id.clone(),
+            organisation: self.seed_organisation().id.clone(),
+            token: user.token.clone(),
+            secret: user.secret.clone(),
+            api_token: String::from(SEED_API_TOKEN),
+        }
     }
 
     pub fn user(&self, id: &OwnerId) -> Option<&User> {
@@ -236,7 +259,7 @@ impl Accounts {
 }
 
 impl UserConfig {
-    fn resolve(&self) -> Result<User, AccountError> {
+    fn resolve(self) -> Result<User, AccountError> {
         let derived = |kind: &str| {
             Uuid::new_v5(&NAMESPACE, format!("{kind}:{}", self.email).as_bytes())
                 .simple()
@@ -272,7 +295,7 @@ impl UserConfig {
 }
 
 impl OrganisationConfig {
-    fn resolve(&self, users: &[User]) -> Result<Organisation, AccountError> {
+    fn resolve(self, users: &[User]) -> Result<Organisation, AccountError> {
         let id = self
             .id
             .clone()
@@ -370,7 +393,7 @@ mod tests {
     use super::*;
 
     fn accounts(toml: &str) -> Result<Accounts, AccountError> {
-        Accounts::new(&toml::from_str(toml).expect("the file is valid"))
+        Accounts::new(toml::from_str(toml).expect("the file is valid"))
     }
 
     #[test]

@@ -268,7 +268,7 @@ mod tests {
     use crate::clever::account::{AccountsConfig, SEED_SECRET, SEED_TOKEN};
 
     fn verified(header: &str, method: &str, target: &str) -> bool {
-        let accounts = Accounts::new(&AccountsConfig::default()).unwrap();
+        let accounts = Accounts::new(AccountsConfig::default()).unwrap();
         let request = SignedRequest {
             method: &method.parse().unwrap(),
             target: &target.parse().unwrap(),

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::extract::{FromRequestParts, RawPathParams, State};
-use axum::http::header::{self, HeaderMap};
+use axum::http::header;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -157,13 +157,8 @@ async fn get_presigned_url(
     State(clever): State<Clever>,
     session: Session,
     OwnedCluster { owner, cluster }: OwnedCluster,
-    headers: HeaderMap,
 ) -> Result<Json<PresignedUrl>, ApiError> {
     clever.platform.get_cluster(&owner, &cluster).await?;
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .ok_or_else(|| ApiError::bad_request("The request has no Host header"))?;
     let until = Timestamp(
         clever
             .clock
@@ -174,7 +169,8 @@ async fn get_presigned_url(
     let presigned = Presigned::new(&session.user, &owner, &cluster, until);
     Ok(Json(PresignedUrl {
         url: format!(
-            "http://{host}/v4/kubernetes/organisations/{owner}/clusters/{cluster}/kubeconfig.yaml?authorization={presigned}"
+            "{}/v4/kubernetes/organisations/{owner}/clusters/{cluster}/kubeconfig.yaml?authorization={presigned}",
+            clever.public_url
         ),
     }))
 }
@@ -186,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_presigned_address_covers_owner_cluster_and_time() {
-        let accounts = Accounts::new(&AccountsConfig::default()).unwrap();
+        let accounts = Accounts::new(AccountsConfig::default()).unwrap();
         let user = accounts.seed_user();
         let owner: OwnerId = SEED_ORGANISATION_ID.parse().unwrap();
         let cluster: ClusterId = "kubernetes_01KTREHTR6E4JEY46EPYBKY8XG".parse().unwrap();

@@ -45,6 +45,8 @@ pub struct CleverConfig {
     pub platform: Platform,
     pub clock: Clock,
     pub accounts: Accounts,
+    /// Where clients reach this API, such as `http://127.0.0.1:8080`; without a slash at the end.
+    pub public_url: String,
     /// Where API tokens are kept; in a keyspace of their own.
     pub keyspaces: SharedKeyspaces,
 }
@@ -55,6 +57,7 @@ struct Clever {
     platform: Platform,
     clock: Clock,
     accounts: Arc<Accounts>,
+    public_url: Arc<str>,
     grants: Grants,
     store: Client,
 }
@@ -66,6 +69,7 @@ pub fn router(config: CleverConfig) -> Router {
         platform: config.platform,
         clock: config.clock,
         accounts: Arc::new(config.accounts),
+        public_url: config.public_url.into(),
         grants: Grants::default(),
         store: config.keyspaces.client(api_token::KEYSPACE),
     };
