@@ -321,7 +321,7 @@ impl OrganisationConfig {
                 &id,
                 "orga",
             )?,
-            name: self.name.clone(),
+            name: self.name,
             members,
         })
     }

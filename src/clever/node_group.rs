@@ -313,7 +313,7 @@ mod tests {
             match (error, expect) {
                 (None, None) => {}
                 (Some(error), Some(expect)) => {
-                    assert!(error.to_string().contains(expect), "{error}")
+                    assert!(error.to_string().contains(expect), "{error}");
                 }
                 (error, _) => panic!("{text}: {error:?}"),
             }

@@ -81,8 +81,8 @@ async fn get_summary(State(clever): State<Clever>, session: Session) -> Json<Sum
         .collect();
     Json(Summary {
         user: UserSummary {
-            id: session.user.id.clone(),
-            name: session.user.name.clone(),
+            id: session.user.id,
+            name: session.user.name,
             products: Products::default(),
         },
         organisations,

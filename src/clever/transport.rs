@@ -88,15 +88,10 @@ pub async fn finish(State(ids): State<RequestIds>, request: Request, next: Next)
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let span = tracing::info_span!("request", %id, %method, %path);
-    let mut response = {
-        let _entered = span.enter();
-        tracing::debug!("received");
-        drop(_entered);
-        tracing::Instrument::instrument(next.run(request), span.clone()).await
-    };
+    let mut response = tracing::Instrument::instrument(next.run(request), span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         span.in_scope(|| {
-            tracing::debug!(status = error.status.as_u16(), code = error.code, "refused")
+            tracing::debug!(status = error.status.as_u16(), code = error.code, "refused");
         });
         let body = if legacy {
             serde_json::to_vec(&LegacyErrorBody::new(&error))
