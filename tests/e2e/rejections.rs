@@ -87,6 +87,17 @@ fn what_the_server_refuses_through_the_cli() {
             "--topology",
             "DEDICATED_COMPUTE",
             "--nodegroup",
+            "XS:0",
+        ],
+        "targetNodeCount",
+    );
+    check(
+        &[
+            "create",
+            "x",
+            "--topology",
+            "DEDICATED_COMPUTE",
+            "--nodegroup",
             "XS:9999",
         ],
         "targetNodeCount",
