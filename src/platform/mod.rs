@@ -5,26 +5,53 @@
 //!
 //! Rules without I/O come first: `catalog`, `pricing`, `quota`, `placement`, `validation`, and the
 //! state machines `cluster` and `node_group`. Around them: `store` (records and transactions) and
-//! `controller` (what acts).
+//! `controller` (what acts). A request is judged, recorded and answered; the controllers do the rest.
 
 pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
+mod clusters;
+mod controller;
+mod creation;
 pub mod deployment_event;
 pub mod error;
+mod guest;
+mod identity;
+pub mod invariant;
 pub mod model;
+pub mod node_group;
+mod node_groups;
+pub mod placement;
+pub mod pricing;
+pub mod quota;
+pub mod store;
+mod validation;
+mod vm_state;
 
 use std::sync::Arc;
 
-use crate::clock::Clock;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
 use crate::infra::Cloud;
+use crate::infra::reflector::Reflector;
+
+use controller::{Context, Controllers};
+use invariant::{Snapshot, Violation};
+use store::Store;
 
 pub use catalog::Catalog;
 pub use cluster_api::{ClusterApi, ClusterApiError};
 pub use deployment_event::DeploymentEvent;
 pub use error::PlatformError;
 pub use model::*;
+
+/// Name of the keyspace that holds everything of this layer.
+pub const KEYSPACE: &str = "cke";
+
+/// How often a change is tried again after somebody else's came first.
+const ATTEMPTS: usize = 64;
 
 pub struct PlatformConfig {
     pub keyspaces: SharedKeyspaces,
@@ -37,173 +64,115 @@ pub struct PlatformConfig {
 /// The platform. Cheap to clone.
 #[derive(Clone)]
 pub struct Platform {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     catalog: Catalog,
+    context: Context,
+    controllers: Controllers,
+    cancel: CancellationToken,
+    /// Serves the requests of this process that touch an owner's ledger one after the other, so that
+    /// they do not fail one another's comparisons. Owners share locks; correctness is the store's.
+    ledger_locks: [tokio::sync::Mutex<()>; 16],
 }
 
 type Result<T> = std::result::Result<T, PlatformError>;
 
-fn not_yet<T>() -> Result<T> {
-    Err(PlatformError::Unavailable(String::from("not started")))
+/// What the clock must read at least when it starts, for the records of this layer and of `infra`;
+/// `None` on a fresh store.
+pub async fn last_instant(keyspaces: &SharedKeyspaces) -> Result<Option<Timestamp>> {
+    let own = store::last_instant(&keyspaces.client(KEYSPACE)).await?;
+    let below = crate::infra::last_instant(keyspaces).await?;
+    Ok(own.max(below))
 }
 
 impl Platform {
-    /// Reads the state and starts the controllers.
-    pub async fn start(_config: PlatformConfig) -> Result<Platform> {
-        not_yet()
+    /// Reads the state and starts the controllers: they go on where they were.
+    pub async fn start(config: PlatformConfig) -> Result<Platform> {
+        let client = config.keyspaces.client(KEYSPACE);
+        let cancel = CancellationToken::new();
+        let view =
+            Reflector::start(client.clone(), store::decode, &config.clock, cancel.clone()).await?;
+        let context = Context {
+            store: Store {
+                client,
+                clock: config.clock,
+                view,
+            },
+            cloud: config.cloud,
+            kubernetes: config.kubernetes,
+            seed: config.seed,
+        };
+        let controllers = Controllers::start(&context, &cancel);
+        Ok(Platform {
+            inner: Arc::new(Inner {
+                catalog: Catalog,
+                context,
+                controllers,
+                cancel,
+                ledger_locks: Default::default(),
+            }),
+        })
     }
 
-    /// Stops the controllers: each finishes what it is at.
-    pub async fn shutdown(&self) {}
+    /// Stops the controllers: each finishes the round that it is at.
+    pub async fn shutdown(&self) {
+        self.inner.controllers.shutdown().await;
+        self.inner.cancel.cancel();
+    }
+
+    /// Stops the controllers at once, wherever they are, as a kill would.
+    pub async fn abort(&self) {
+        self.inner.controllers.abort().await;
+        self.inner.cancel.cancel();
+    }
 
     pub fn catalog(&self) -> &Catalog {
-        &self.catalog
+        &self.inner.catalog
     }
 
-    pub async fn create_cluster(
-        &self,
-        _owner: &OwnerId,
-        _request: CreateCluster,
-    ) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    /// In the order of creation. Without a filter: all but the deleted ones.
-    pub async fn list_clusters(
-        &self,
-        _owner: &OwnerId,
-        _statuses: &[ClusterStatus],
-    ) -> Result<Vec<ClusterView>> {
-        not_yet()
-    }
-
-    pub async fn get_cluster(&self, _owner: &OwnerId, _id: &ClusterId) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    pub async fn update_cluster(
-        &self,
-        _owner: &OwnerId,
-        _id: &ClusterId,
-        _patch: ClusterPatch,
-    ) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    pub async fn delete_cluster(&self, _owner: &OwnerId, _id: &ClusterId) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    pub async fn resume_cluster(&self, _owner: &OwnerId, _id: &ClusterId) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    pub async fn redeploy_cluster(&self, _owner: &OwnerId, _id: &ClusterId) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    /// YAML.
-    pub async fn kubeconfig(
-        &self,
-        _owner: &OwnerId,
-        _id: &ClusterId,
-        _kind: KubeconfigType,
-    ) -> Result<String> {
-        not_yet()
-    }
-
-    pub async fn add_persistent_storage(
-        &self,
-        _owner: &OwnerId,
-        _id: &ClusterId,
-    ) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    /// Newest first.
-    pub async fn deployment_events(
-        &self,
-        _owner: &OwnerId,
-        _id: &ClusterId,
-        _limit: usize,
-    ) -> Result<Vec<DeploymentEvent>> {
-        not_yet()
-    }
-
-    pub async fn version_check(&self, _owner: &OwnerId, _id: &ClusterId) -> Result<VersionCheck> {
-        not_yet()
-    }
-
-    pub async fn update_version(
-        &self,
-        _owner: &OwnerId,
-        _id: &ClusterId,
-        _target: &str,
-    ) -> Result<ClusterView> {
-        not_yet()
-    }
-
-    /// In the order of creation. Without a filter: all that exist.
-    pub async fn list_node_groups(
-        &self,
-        _owner: &OwnerId,
-        _cluster: &ClusterId,
-        _statuses: &[NodeGroupStatus],
-    ) -> Result<Vec<NodeGroup>> {
-        not_yet()
-    }
-
-    pub async fn create_node_group(
-        &self,
-        _owner: &OwnerId,
-        _cluster: &ClusterId,
-        _request: CreateNodeGroup,
-    ) -> Result<NodeGroup> {
-        not_yet()
-    }
-
-    pub async fn get_node_group(
-        &self,
-        _owner: &OwnerId,
-        _cluster: &ClusterId,
-        _id: &NodeGroupId,
-    ) -> Result<NodeGroup> {
-        not_yet()
-    }
-
-    pub async fn update_node_group(
-        &self,
-        _owner: &OwnerId,
-        _cluster: &ClusterId,
-        _id: &NodeGroupId,
-        _patch: NodeGroupPatch,
-    ) -> Result<NodeGroup> {
-        not_yet()
-    }
-
-    pub async fn delete_node_group(
-        &self,
-        _owner: &OwnerId,
-        _cluster: &ClusterId,
-        _id: &NodeGroupId,
-    ) -> Result<NodeGroup> {
-        not_yet()
-    }
-
-    pub async fn resume_node_group(
-        &self,
-        _owner: &OwnerId,
-        _cluster: &ClusterId,
-        _id: &NodeGroupId,
-    ) -> Result<NodeGroup> {
-        not_yet()
-    }
-
-    pub async fn quota(&self, _owner: &OwnerId) -> Result<Quota> {
-        not_yet()
+    pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {
+        Ok(self.store().ledger(owner).await?.value.quota())
     }
 
     /// What counts against the quota now, in the order of creation.
-    pub async fn usage(&self, _owner: &OwnerId) -> Result<Vec<UsageItem>> {
-        not_yet()
+    pub async fn usage(&self, owner: &OwnerId) -> Result<Vec<UsageItem>> {
+        Ok(self.store().ledger(owner).await?.value.usage())
+    }
+
+    /// Everything that is wrong with what is recorded; nothing, at rest. See [`invariant`].
+    pub async fn check_invariants(&self) -> Result<Vec<Violation>> {
+        // The cloud last: what the platform records comes before what the cloud has.
+        self.store().view.catch_up().await?;
+        let records = self.store().view.list("/cke/");
+        let inventory = self.inner.context.cloud.inventory().await?;
+        let snapshot = Snapshot::new(records.iter().map(|(_, s)| s.record.as_ref()), inventory);
+        Ok(invariant::check(&snapshot))
+    }
+
+    fn store(&self) -> &Store {
+        &self.inner.context.store
+    }
+
+    fn now(&self) -> Timestamp {
+        self.store().clock.now()
+    }
+
+    async fn ledger_lock(&self, owner: &OwnerId) -> tokio::sync::MutexGuard<'_, ()> {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        owner.hash(&mut hasher);
+        let locks = &self.inner.ledger_locks;
+        let index = usize::try_from(hasher.finish() % locks.len() as u64).unwrap_or(0);
+        locks[index].lock().await
     }
 }
+
+/// The answer when [`ATTEMPTS`] are used up.
+fn contention(what: impl std::fmt::Display) -> PlatformError {
+    PlatformError::conflict(format!("{what} is changed by too many at once"))
+}
+
+#[cfg(test)]
+mod tests;

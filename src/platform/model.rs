@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::infra::Datacenter;
 
 use super::cluster::Operation;
 use super::deployment_event::Step;
@@ -503,7 +504,7 @@ pub struct ControlPlaneVm {
     pub id: String,
     pub name: String,
     pub flavor: Flavor,
-    pub datacenter: String,
+    pub datacenter: Datacenter,
     pub components: Vec<Component>,
     /// Name of the Kubernetes node that this VM is too (ALL_IN_ONE).
     pub node_name: Option<String>,
@@ -567,8 +568,10 @@ pub struct Node {
     pub id: NodeId,
     /// `<group>-node<N>`, unique in the cluster.
     pub name: String,
+    /// The `N` of the name.
+    pub number: u32,
     pub status: NodeStatus,
-    pub datacenter: String,
+    pub datacenter: Datacenter,
     pub created_at: Timestamp,
     /// Until when workloads may leave, once the status is DRAINING.
     pub drained_at: Option<Timestamp>,
