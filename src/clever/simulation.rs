@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::clever::Clever;
 use crate::clever::error::ApiError;
 use crate::clever::transport::{Json, JsonBody};
+use crate::platform::invariant::Violation;
 
 /// Ten years at once, in seconds: enough for any test, and far from the end of the time line.
 const ADVANCE_LIMIT_SECONDS: f64 = 10.0 * 366.0 * 86_400.0;
@@ -18,6 +19,7 @@ pub fn routes() -> Router<Clever> {
     Router::new()
         .route("/_sim/clock", get(get_clock))
         .route("/_sim/clock/advance", post(advance))
+        .route("/_sim/invariants", get(get_invariants))
 }
 
 #[derive(Debug, Serialize)]
@@ -65,4 +67,9 @@ async fn advance(
         ));
     }
     Ok(Json(ClockView::of(&clever)))
+}
+
+/// What is wrong with the platform's state: nothing, at rest.
+async fn get_invariants(State(clever): State<Clever>) -> Result<Json<Vec<Violation>>, ApiError> {
+    Ok(Json(clever.platform.check_invariants().await?))
 }
