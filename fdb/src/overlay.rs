@@ -58,7 +58,7 @@ impl Overlay {
     fn apply(&mut self, mutation: &Mutation, read_version: i64) {
         match mutation {
             Mutation::Set { key, value } => {
-                self.write(key, |_| Pending::Known(Some(value.clone())))
+                self.write(key, |_| Pending::Known(Some(value.clone())));
             }
             Mutation::Clear { key } => {
                 let end = key_after(key);
@@ -175,8 +175,11 @@ impl Overlay {
         let mut known = self.cleared.clone();
         for (key, pending) in self.keys_in(begin, end) {
             match pending {
-                Pending::Known(_) => known.insert(key.clone(), key_after(key)),
-                Pending::Operations(_) | Pending::Unreadable => {}
+                // A versionstamped value, too, will be what it is whatever the store holds.
+                Pending::Known(_) | Pending::Unreadable => {
+                    known.insert(key.clone(), key_after(key));
+                }
+                Pending::Operations(_) => {}
             }
         }
         known.gaps(begin, end)

@@ -1,1 +1,178 @@
-//! platform
+//! CKE itself: clusters, node groups, quotas, prices, and the controllers that make them real.
+//!
+//! May use `infra`, `kubernetes` (through [`cluster_api::ClusterApi`]), `etcd::client` and `clock`.
+//! Must never know of the REST API above it, nor of what stores etcd's keys.
+//!
+//! Rules without I/O come first: `catalog`, `pricing`, `quota`, `placement`, `validation`, and the
+//! state machines `cluster` and `node_group`. Around them: `store` (records and transactions) and
+//! `controller` (what acts). A request is judged, recorded and answered; the controllers do the rest.
+
+pub mod catalog;
+pub mod cluster;
+pub mod cluster_api;
+mod clusters;
+mod controller;
+mod creation;
+pub mod deployment_event;
+pub mod error;
+mod guest;
+mod identity;
+pub mod invariant;
+pub mod model;
+pub mod node_group;
+mod node_groups;
+pub mod placement;
+pub mod pricing;
+pub mod quota;
+pub mod store;
+mod validation;
+mod vm_state;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Timestamp};
+use crate::etcd::client::SharedKeyspaces;
+use crate::infra::Cloud;
+use crate::infra::reflector::Reflector;
+
+use controller::{Context, Controllers};
+use invariant::{Snapshot, Violation};
+use store::Store;
+
+pub use catalog::Catalog;
+pub use cluster_api::{ClusterApi, ClusterApiError};
+pub use deployment_event::DeploymentEvent;
+pub use error::PlatformError;
+pub use model::*;
+
+/// Name of the keyspace that holds everything of this layer.
+pub const KEYSPACE: &str = "cke";
+
+/// How often a change is tried again after somebody else's came first.
+const ATTEMPTS: usize = 64;
+
+pub struct PlatformConfig {
+    pub keyspaces: SharedKeyspaces,
+    pub clock: Clock,
+    pub cloud: Cloud,
+    pub kubernetes: Arc<dyn ClusterApi>,
+    pub seed: u64,
+}
+
+/// The platform. Cheap to clone.
+#[derive(Clone)]
+pub struct Platform {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    catalog: Catalog,
+    context: Context,
+    controllers: Controllers,
+    cancel: CancellationToken,
+    /// Serves the requests of this process that touch an owner's ledger one after the other, so that
+    /// they do not fail one another's comparisons. Owners share locks; correctness is the store's.
+    ledger_locks: [tokio::sync::Mutex<()>; 16],
+}
+
+type Result<T> = std::result::Result<T, PlatformError>;
+
+/// What the clock must read at least when it starts, for the records of this layer and of `infra`;
+/// `None` on a fresh store.
+pub async fn last_instant(keyspaces: &SharedKeyspaces) -> Result<Option<Timestamp>> {
+    let own = store::last_instant(&keyspaces.client(KEYSPACE)).await?;
+    let below = crate::infra::last_instant(keyspaces).await?;
+    Ok(own.max(below))
+}
+
+impl Platform {
+    /// Reads the state and starts the controllers: they go on where they were.
+    pub async fn start(config: PlatformConfig) -> Result<Platform> {
+        let client = config.keyspaces.client(KEYSPACE);
+        let cancel = CancellationToken::new();
+        let view =
+            Reflector::start(client.clone(), store::decode, &config.clock, cancel.clone()).await?;
+        let context = Context {
+            store: Store {
+                client,
+                clock: config.clock,
+                view,
+            },
+            cloud: config.cloud,
+            kubernetes: config.kubernetes,
+            seed: config.seed,
+        };
+        let controllers = Controllers::start(&context, &cancel);
+        Ok(Platform {
+            inner: Arc::new(Inner {
+                catalog: Catalog,
+                context,
+                controllers,
+                cancel,
+                ledger_locks: Default::default(),
+            }),
+        })
+    }
+
+    /// Stops the controllers: each finishes the round that it is at.
+    pub async fn shutdown(&self) {
+        self.inner.controllers.shutdown().await;
+        self.inner.cancel.cancel();
+    }
+
+    /// Stops the controllers at once, wherever they are, as a kill would.
+    pub async fn abort(&self) {
+        self.inner.controllers.abort().await;
+        self.inner.cancel.cancel();
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.inner.catalog
+    }
+
+    pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {
+        Ok(self.store().ledger(owner).await?.value.quota())
+    }
+
+    /// What counts against the quota now, in the order of creation.
+    pub async fn usage(&self, owner: &OwnerId) -> Result<Vec<UsageItem>> {
+        Ok(self.store().ledger(owner).await?.value.usage())
+    }
+
+    /// Everything that is wrong with what is recorded; nothing, at rest. See [`invariant`].
+    pub async fn check_invariants(&self) -> Result<Vec<Violation>> {
+        // The cloud last: what the platform records comes before what the cloud has.
+        self.store().view.catch_up().await?;
+        let records = self.store().view.list("/cke/");
+        let inventory = self.inner.context.cloud.inventory().await?;
+        let snapshot = Snapshot::new(records.iter().map(|(_, s)| s.record.as_ref()), inventory);
+        Ok(invariant::check(&snapshot))
+    }
+
+    fn store(&self) -> &Store {
+        &self.inner.context.store
+    }
+
+    fn now(&self) -> Timestamp {
+        self.store().clock.now()
+    }
+
+    async fn ledger_lock(&self, owner: &OwnerId) -> tokio::sync::MutexGuard<'_, ()> {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        owner.hash(&mut hasher);
+        let locks = &self.inner.ledger_locks;
+        let index = usize::try_from(hasher.finish() % locks.len() as u64).unwrap_or(0);
+        locks[index].lock().await
+    }
+}
+
+/// The answer when [`ATTEMPTS`] are used up.
+fn contention(what: impl std::fmt::Display) -> PlatformError {
+    PlatformError::conflict(format!("{what} is changed by too many at once"))
+}
+
+#[cfg(test)]
+mod tests;

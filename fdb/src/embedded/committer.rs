@@ -15,7 +15,8 @@
 //! so a second fsync that succeeds proves nothing ("fsyncgate"; Rebello et al., USENIX ATC 2020). So nothing is
 //! tried again. The transactions of that batch get 1021, because the batch may be found on disk at the next start;
 //! nothing can be read or committed from then on (1510), because what would be read might not be what the next
-//! start finds. Opening the store again decides: recovery reads what is really there.
+//! start finds. Opening the store again decides by what recovery reads. One doubt remains that only the operator
+//! can remove: until the machine restarts, recovery may read from the page cache what the disk never got.
 
 use super::{
     CommitRequestParts, Shared, View, WriteHook, WriteStage, resolver::Resolver, storage::Changes,
@@ -112,6 +113,7 @@ impl Committer {
 
     /// Commits until the queue is closed and empty, or the disk fails.
     pub(super) fn run(mut self) {
+        let _end = End(self.shared.clone());
         let mut requests = Vec::with_capacity(BATCH_TRANSACTIONS);
         while self
             .requests
@@ -263,7 +265,7 @@ impl Committer {
                 batch.changes.insert(key, None);
             }
             Mutation::ClearRange { begin, end } => {
-                self.clear_range(&begin, &end, &mut batch.changes)?
+                self.clear_range(&begin, &end, &mut batch.changes)?;
             }
             Mutation::Atomic { key, param, op } => match op {
                 MutationType::SetVersionstampedKey => {
@@ -338,6 +340,18 @@ impl Committer {
         self.requests.close();
         while let Some(request) = self.requests.blocking_recv() {
             let _ = request.reply.send(Err(Error::IO_ERROR));
+        }
+    }
+}
+
+/// If the committer panics, nothing is readable any more, as after a failure of the disk.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            *self.0.published.write() = Err(Error::IO_ERROR);
+            self.0.watches.fail_all(Error::IO_ERROR);
         }
     }
 }

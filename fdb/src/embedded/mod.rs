@@ -1,6 +1,7 @@
 //! The embedded engine: FoundationDB's semantics on a local directory.
 
 mod committer;
+mod journal;
 mod resolver;
 mod storage;
 
@@ -183,22 +184,18 @@ impl Embedded {
 
     /// Hands a commit over and waits for its result.
     pub(crate) async fn commit(&self, commit: CommitRequestParts) -> Result<(i64, u16), Error> {
-        let gone = || {
-            self.shared
-                .published
-                .read()
-                .as_ref()
-                .err()
-                .copied()
-                .unwrap_or(Error::IO_ERROR)
+        // Why nothing is committed any more; `closed` unless the disk failed.
+        let gone = |closed| {
+            let published = self.shared.published.read();
+            published.as_ref().err().copied().unwrap_or(closed)
         };
         let Some(queue) = self.queue.lock().clone() else {
-            return Err(gone());
+            return Err(gone(Error::SHUTDOWN_IN_PROGRESS));
         };
         let permits =
             u32::try_from(commit.size_bytes.clamp(1, QUEUED_COMMIT_BYTES)).unwrap_or(u32::MAX);
         let Ok(permit) = self.queued_bytes.clone().acquire_many_owned(permits).await else {
-            return Err(gone());
+            return Err(gone(Error::SHUTDOWN_IN_PROGRESS));
         };
         let (reply, result) = tokio::sync::oneshot::channel();
         let request = CommitRequest {
@@ -207,7 +204,7 @@ impl Embedded {
             permit,
         };
         if queue.send(request).await.is_err() {
-            return Err(gone());
+            return Err(gone(Error::IO_ERROR));
         }
         drop(queue);
         // The committer answers every request that it has taken, unless it dies.

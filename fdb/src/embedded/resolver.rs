@@ -215,7 +215,14 @@ impl Resolver {
         self.entries += run.len();
         // First forget, then merge: else the old would be carried along with the new for ever.
         self.forget(now);
-        while let Some(older) = self.runs.pop_back_if(|older| older.len() <= 2 * run.len()) {
+        while self
+            .runs
+            .back()
+            .is_some_and(|older| older.len() <= 2 * run.len())
+        {
+            let Some(older) = self.runs.pop_back() else {
+                break;
+            };
             self.entries -= older.len() + run.len();
             run = older.merged_with(run);
             self.entries += run.len();

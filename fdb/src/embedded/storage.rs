@@ -9,7 +9,7 @@
 //! Creating a database takes several steps on disk; they happen under another name, so that a directory either
 //! has no store or a complete one.
 
-use super::EmbeddedOptions;
+use super::{EmbeddedOptions, journal};
 use crate::OpenError;
 use bytes::Bytes;
 use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
@@ -27,6 +27,8 @@ const EMPTY_KEY: &[u8] = b"empty-key";
 
 /// Memory for writes that are not yet in a table file. Two of them at most wait to be flushed before writers wait.
 const MEMTABLE_BYTES: u64 = 32 << 20;
+/// The same for the keyspace that gets one small item per batch.
+const SYSTEM_MEMTABLE_BYTES: u64 = 8 << 20;
 /// The journal is cut off behind flushed tables before it exceeds this; what recovery has to replay at most.
 const JOURNAL_BYTES: u64 = 256 << 20;
 
@@ -41,8 +43,20 @@ pub(crate) struct Storage {
     data: Keyspace,
     system: Keyspace,
     fsync: bool,
-    /// Held for its lock. After the database, so that it is dropped last.
-    _lock: File,
+    /// After the database, so that it is dropped last.
+    _lock: Lock,
+}
+
+/// The directory's lock. Given up explicitly: a process that is being spawned at this moment has a copy of the file
+/// descriptor until it executes its program, and closing ours alone would leave the lock to it.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "cannot unlock the store's directory");
+        }
+    }
 }
 
 impl Storage {
@@ -68,6 +82,7 @@ impl Storage {
             },
             TryLockError::Error(source) => io_error(source),
         })?;
+        let lock = Lock(lock);
 
         let store = directory.join("store");
         let new = directory.join("store.new");
@@ -77,12 +92,17 @@ impl Storage {
         let open = |path: &Path| {
             open_database(path, options).map_err(|error| open_error(directory, error))
         };
-        if !store.exists() {
+        if store.exists() {
+            journal::repair(&store)
+                .map_err(|error| open_error(directory, fjall::Error::Io(error)))?;
+        } else {
             drop(open(&new)?);
             fs::rename(&new, &store).map_err(io_error)?;
-            File::open(directory)
-                .and_then(|directory| directory.sync_all())
-                .map_err(io_error)?;
+            sync_directory(directory).map_err(io_error)?;
+            // Its own name, in case it has just been created.
+            if let Ok(parent) = fs::canonicalize(directory.join("..")) {
+                sync_directory(&parent).map_err(io_error)?;
+            }
         }
         let (database, data, system) = open(&store)?;
         let version = match system
@@ -195,15 +215,25 @@ fn open_database(
         KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
     })?;
     let system = database.keyspace("system", || {
-        KeyspaceCreateOptions::default().max_memtable_size(1 << 20)
+        KeyspaceCreateOptions::default().max_memtable_size(SYSTEM_MEMTABLE_BYTES)
     })?;
     database.persist(PersistMode::SyncAll)?;
     Ok((database, data, system))
 }
 
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
 fn open_error(directory: &Path, error: fjall::Error) -> OpenError {
     let directory = directory.to_path_buf();
     match error {
+        fjall::Error::Io(source) if source.kind() == io::ErrorKind::InvalidData => {
+            OpenError::Damaged {
+                directory,
+                reason: source.to_string(),
+            }
+        }
         fjall::Error::Io(source) => OpenError::Io { directory, source },
         fjall::Error::Storage(lsm_error) => {
             let reason = lsm_error.to_string();

@@ -1,0 +1,642 @@
+//! The cloud's interface, and the machinery behind it: what is requested is recorded in one
+//! transaction, and what follows happens when the clock reads the record's deadline.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use etcd_proto::etcdserverpb::{Compare, RequestOp, TxnRequest};
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Timestamp};
+use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, put};
+
+use super::fleet::{self, Hypervisor, Room};
+use super::record::{self, AddressLease, Inventory, Record};
+use super::reflector::{Change, Observer, Reflector, Stored};
+use super::vm::{PendingVms, Vm, VmEvent, VmEventKind, VmId, VmSpec, VmWatch};
+use super::work_queue::WorkQueue;
+use super::{
+    CloudConfig, CloudError, KEYSPACE, LoadBalancer, Network, NetworkKind, Observed, Requested,
+    address_pool, boot, clock_reading,
+};
+
+/// How often a change is tried again after somebody else's came first.
+const ATTEMPTS: usize = 32;
+/// How old the kept reading of the clock may grow while nothing happens, in simulated time.
+const READING_INTERVAL: Duration = Duration::from_secs(60);
+
+type Result<T> = std::result::Result<T, CloudError>;
+
+/// The simulated cloud. Cheap to clone.
+#[derive(Clone)]
+pub struct Cloud {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    clock: Clock,
+    seed: u64,
+    records: Reflector<Record>,
+    /// Serves allocations of this process one after the other: each sees what the one before took.
+    allocating: tokio::sync::Mutex<()>,
+    queue: WorkQueue<Task>,
+    workers: tokio::sync::Mutex<JoinSet<()>>,
+    watches: Mutex<Vec<std::sync::Weak<PendingVms>>>,
+    cancel: CancellationToken,
+}
+
+/// What the cloud works on by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Task {
+    Reading,
+    Vm(VmId),
+}
+
+impl Cloud {
+    /// Reads the state, builds the hypervisors on a fresh store, and goes on where it was.
+    pub async fn start(config: CloudConfig) -> Result<Cloud> {
+        let client = config.keyspaces.client(KEYSPACE);
+        let cancel = CancellationToken::new();
+        let records = Reflector::start(
+            client.clone(),
+            record::decode,
+            &config.clock,
+            cancel.clone(),
+        )
+        .await?;
+        let queue = WorkQueue::new(config.clock.clone());
+        let cloud = Cloud {
+            inner: Arc::new(Inner {
+                client,
+                clock: config.clock.clone(),
+                seed: config.seed,
+                records,
+                allocating: tokio::sync::Mutex::new(()),
+                queue: queue.clone(),
+                workers: tokio::sync::Mutex::new(JoinSet::new()),
+                watches: Mutex::new(Vec::new()),
+                cancel,
+            }),
+        };
+        cloud.build_fleet(&config).await?;
+        let changed = queue.clone();
+        cloud
+            .inner
+            .records
+            .observe(Box::new(move |change: &Change<'_, Record>| {
+                if let Some(Record::Vm(vm)) = change.new.map(Arc::as_ref) {
+                    changed.push(Task::Vm(vm.spec.id.clone()));
+                }
+                true
+            }));
+        queue.push(Task::Reading);
+        let worker = cloud.clone();
+        *cloud.inner.workers.lock().await = queue.start(move |task| {
+            let cloud = worker.clone();
+            async move { cloud.work(task).await }
+        });
+        Ok(cloud)
+    }
+
+    /// Stops: what is under way is finished, and the clock's reading kept.
+    pub async fn shutdown(&self) {
+        self.inner.queue.close();
+        while self.inner.workers.lock().await.join_next().await.is_some() {}
+        if let Err(error) = self.save_reading().await {
+            tracing::warn!(%error, "cannot keep the clock's reading");
+        }
+        self.stop_watching();
+    }
+
+    /// Stops at once, wherever it is, as a kill would.
+    pub async fn abort(&self) {
+        self.inner.queue.close();
+        self.inner.workers.lock().await.shutdown().await;
+        self.stop_watching();
+    }
+
+    fn stop_watching(&self) {
+        self.inner.cancel.cancel();
+        for watch in self.inner.watches.lock().drain(..) {
+            if let Some(watch) = watch.upgrade() {
+                watch.close();
+            }
+        }
+    }
+
+    /// Keeps the clock's reading, for a restart; also done now and then by itself.
+    pub async fn save_reading(&self) -> Result<()> {
+        Ok(clock_reading::save(&self.inner.client, self.inner.clock.now()).await?)
+    }
+
+    /// Requests a VM. Doing it again, with the same id and shape, changes nothing.
+    pub async fn create_vm(&self, spec: VmSpec) -> Result<Arc<Vm>> {
+        let _serial = self.inner.allocating.lock().await;
+        let key = vm_key(&spec.id);
+        for _ in 0..ATTEMPTS {
+            if let Some(existing) = self.vm(&spec.id) {
+                let same = existing.spec.vcpus == spec.vcpus
+                    && existing.spec.ram_gb == spec.ram_gb
+                    && existing.spec.owner == spec.owner
+                    && existing.requested == Requested::Running;
+                return if same {
+                    Ok(existing)
+                } else {
+                    Err(CloudError::VmConflict(spec.id))
+                };
+            }
+            let room = Room {
+                vcpus: spec.vcpus,
+                ram_gb: spec.ram_gb,
+            };
+            let (mut hypervisor, seen) = self.choose_hypervisor(&spec, room)?;
+            let address = self
+                .inner
+                .records
+                .with(|records| {
+                    address_pool::free_private(hypervisor.datacenter, |address| {
+                        records.contains_key(&address_key(address))
+                    })
+                })
+                .ok_or(CloudError::AddressesExhausted {
+                    kind: "private",
+                    count: 1,
+                })?;
+            hypervisor.placed.insert(spec.id.clone(), room);
+            let now = self.inner.clock.now();
+            let vm = Vm {
+                datacenter: hypervisor.datacenter,
+                hypervisor: hypervisor.name.clone(),
+                address,
+                requested: Requested::Running,
+                observed: Observed::Provisioning,
+                created_at: now,
+                boots_at: now.saturating_add(boot::boot_time(
+                    self.inner.seed,
+                    &spec.id,
+                    spec.image,
+                )),
+                gone_at: None,
+                spec: spec.clone(),
+            };
+            let lease = AddressLease {
+                holder: spec.id.0.clone(),
+            };
+            let hypervisor_key = hypervisor_key(&hypervisor.name);
+            let compare = vec![
+                mod_revision_is(key.clone(), 0),
+                mod_revision_is(hypervisor_key.clone(), seen),
+                mod_revision_is(address_key(address), 0),
+            ];
+            let changes = vec![
+                encode(&key, &vm)?,
+                encode(&hypervisor_key, &hypervisor)?,
+                encode(&address_key(address), &lease)?,
+            ];
+            if self.commit(compare, changes).await? {
+                return Ok(Arc::new(vm));
+            }
+        }
+        Err(CloudError::Contention(key))
+    }
+
+    fn choose_hypervisor(&self, spec: &VmSpec, room: Room) -> Result<(Hypervisor, i64)> {
+        self.inner
+            .records
+            .with(|records| {
+                let fleet = super::reflector::under(records, record::HYPERVISOR).filter_map(
+                    |(_, stored)| match stored.record.as_ref() {
+                        Record::Hypervisor(hypervisor) => Some(hypervisor),
+                        _ => None,
+                    },
+                );
+                let chosen = fleet::choose(fleet, spec.datacenter, room)?.clone();
+                let stored = records.get(&hypervisor_key(&chosen.name))?;
+                Some((chosen, stored.mod_revision))
+            })
+            .ok_or(CloudError::NoCapacity {
+                datacenter: spec.datacenter,
+                vcpus: spec.vcpus,
+                ram_gb: spec.ram_gb,
+            })
+    }
+
+    /// Requests that a VM go away. One that is not there, or going, is left as it is.
+    pub async fn delete_vm(&self, id: &VmId) -> Result<()> {
+        self.change_vm(id, |vm, now| {
+            if vm.requested == Requested::Deleted {
+                return None;
+            }
+            let mut vm = vm.clone();
+            vm.requested = Requested::Deleted;
+            vm.observed = Observed::Deleting;
+            vm.gone_at = Some(now.saturating_add(boot::deletion_time(self.inner.seed, id)));
+            Some(vm)
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Replaces what runs inside a VM, as new user data would.
+    pub async fn update_guest(&self, id: &VmId, guest: &serde_json::Value) -> Result<()> {
+        let found = self
+            .change_vm(id, |vm, _| {
+                (vm.spec.guest != *guest).then(|| {
+                    let mut vm = vm.clone();
+                    vm.spec.guest = guest.clone();
+                    vm
+                })
+            })
+            .await?;
+        if found {
+            Ok(())
+        } else {
+            Err(CloudError::VmNotFound(id.clone()))
+        }
+    }
+
+    /// Applies `change` to the VM until nobody comes in between. Returns whether it is there.
+    async fn change_vm(
+        &self,
+        id: &VmId,
+        change: impl Fn(&Vm, Timestamp) -> Option<Vm>,
+    ) -> Result<bool> {
+        let key = vm_key(id);
+        // Only what was there before the call counts as "not there".
+        self.inner.records.catch_up().await?;
+        for _ in 0..ATTEMPTS {
+            let Some((vm, revision)) = self.stored_vm(&key) else {
+                return Ok(false);
+            };
+            let Some(changed) = change(&vm, self.inner.clock.now()) else {
+                return Ok(true);
+            };
+            let compare = vec![mod_revision_is(key.clone(), revision)];
+            if self.commit(compare, vec![encode(&key, &changed)?]).await? {
+                return Ok(true);
+            }
+        }
+        Err(CloudError::Contention(key))
+    }
+
+    pub fn get_vm(&self, id: &VmId) -> Option<Arc<Vm>> {
+        self.vm(id)
+    }
+
+    /// In the order of their ids.
+    pub fn list_vms(&self) -> Vec<Arc<Vm>> {
+        let listed = self.inner.records.list(record::VM);
+        listed
+            .iter()
+            .filter_map(|(_, stored)| as_vm(stored))
+            .collect()
+    }
+
+    /// See [`VmWatch`].
+    pub fn watch(&self) -> VmWatch {
+        let pending = Arc::new(PendingVms::default());
+        let clock = self.inner.clock.clone();
+        let watcher = Arc::downgrade(&pending);
+        {
+            let mut watches = self.inner.watches.lock();
+            watches.retain(|watch| watch.strong_count() > 0);
+            watches.push(watcher.clone());
+        }
+        self.observe(Box::new(move |change| {
+            let Some(pending) = watcher.upgrade() else {
+                return false;
+            };
+            let (record, kind) = match (change.new, change.old) {
+                (Some(new), _) => (new, VmEventKind::Applied),
+                (None, Some(old)) => (old, VmEventKind::Deleted),
+                (None, None) => return true,
+            };
+            if let Record::Vm(vm) = record.as_ref() {
+                pending.push(VmEvent {
+                    vm: Arc::new(vm.clone()),
+                    kind,
+                    activity: clock.activity(),
+                });
+            }
+            true
+        }));
+        if self.inner.cancel.is_cancelled() {
+            pending.close();
+        }
+        VmWatch { pending }
+    }
+
+    /// Tells of every record, and of every change of one. For a layer above that decides from state.
+    pub fn observe(&self, observer: Observer<Record>) {
+        self.inner.records.observe(observer);
+    }
+
+    /// Holds `count` public addresses for `resource`. Doing it again returns the same ones.
+    pub async fn allocate_public_ips(&self, resource: &str, count: usize) -> Result<Vec<Ipv4Addr>> {
+        let _serial = self.inner.allocating.lock().await;
+        for _ in 0..ATTEMPTS {
+            let held = self.public_addresses_of(resource);
+            if !held.is_empty() {
+                return Ok(held);
+            }
+            let free = self.free_public(count)?;
+            let (compare, changes) = lease(resource, &free)?;
+            if self.commit(compare, changes).await? {
+                return Ok(free);
+            }
+        }
+        Err(CloudError::Contention(record::ADDRESS.to_owned()))
+    }
+
+    /// Frees what [`Cloud::allocate_public_ips`] holds for `resource`.
+    pub async fn release_public_ips(&self, resource: &str) -> Result<()> {
+        self.inner.records.catch_up().await?;
+        let held = self.public_addresses_of(resource);
+        let changes: Vec<RequestOp> = held.iter().map(|a| delete(address_key(*a))).collect();
+        if !changes.is_empty() {
+            self.commit(Vec::new(), changes).await?;
+        }
+        Ok(())
+    }
+
+    fn public_addresses_of(&self, holder: &str) -> Vec<Ipv4Addr> {
+        let leases = self.inner.records.list(record::ADDRESS);
+        leases
+            .iter()
+            .filter(|(_, stored)| {
+                matches!(stored.record.as_ref(), Record::Address(lease) if lease.holder == holder)
+            })
+            .filter_map(|(key, _)| key[record::ADDRESS.len()..].parse().ok())
+            .filter(|address| address_pool::is_public(*address))
+            .collect()
+    }
+
+    fn free_public(&self, count: usize) -> Result<Vec<Ipv4Addr>> {
+        self.inner
+            .records
+            .with(|records| {
+                address_pool::free_public(count, |a| records.contains_key(&address_key(a)))
+            })
+            .ok_or(CloudError::AddressesExhausted {
+                kind: "public",
+                count,
+            })
+    }
+
+    /// Requests a load balancer with `count` public addresses of its own. Idempotent by id.
+    pub async fn create_load_balancer(
+        &self,
+        id: &str,
+        owner: &str,
+        flavor: &str,
+        domain_name: &str,
+        count: usize,
+    ) -> Result<LoadBalancer> {
+        let _serial = self.inner.allocating.lock().await;
+        let key = format!("{}{id}", record::LOAD_BALANCER);
+        for _ in 0..ATTEMPTS {
+            if let Some(existing) = self.load_balancer(id) {
+                return Ok(existing);
+            }
+            let addresses = self.free_public(count)?;
+            let (mut compare, mut changes) = lease(id, &addresses)?;
+            let load_balancer = LoadBalancer {
+                id: id.to_owned(),
+                owner: owner.to_owned(),
+                flavor: flavor.to_owned(),
+                domain_name: domain_name.to_owned(),
+                addresses,
+            };
+            compare.push(mod_revision_is(key.clone(), 0));
+            changes.push(encode(&key, &load_balancer)?);
+            if self.commit(compare, changes).await? {
+                return Ok(load_balancer);
+            }
+        }
+        Err(CloudError::Contention(key))
+    }
+
+    /// Removes a load balancer and frees its addresses. Idempotent.
+    pub async fn delete_load_balancer(&self, id: &str) -> Result<()> {
+        self.inner.records.catch_up().await?;
+        let Some(load_balancer) = self.load_balancer(id) else {
+            return Ok(());
+        };
+        let mut changes = vec![delete(format!("{}{id}", record::LOAD_BALANCER))];
+        changes.extend(
+            load_balancer
+                .addresses
+                .iter()
+                .map(|a| delete(address_key(*a))),
+        );
+        self.commit(Vec::new(), changes).await.map(drop)
+    }
+
+    pub fn load_balancer(&self, id: &str) -> Option<LoadBalancer> {
+        let stored = self
+            .inner
+            .records
+            .get(&format!("{}{id}", record::LOAD_BALANCER))?;
+        match stored.record.as_ref() {
+            Record::LoadBalancer(load_balancer) => Some(load_balancer.clone()),
+            _ => None,
+        }
+    }
+
+    /// Requests a network. Idempotent by id.
+    pub async fn create_network(&self, id: &str, owner: &str, kind: NetworkKind) -> Result<()> {
+        let key = format!("{}{id}", record::NETWORK);
+        let network = Network {
+            id: id.to_owned(),
+            owner: owner.to_owned(),
+            kind,
+        };
+        let compare = vec![mod_revision_is(key.clone(), 0)];
+        // A comparison that fails says that it is there.
+        self.commit(compare, vec![encode(&key, &network)?])
+            .await
+            .map(drop)
+    }
+
+    /// Removes a network. Idempotent.
+    pub async fn delete_network(&self, id: &str) -> Result<()> {
+        let changes = vec![delete(format!("{}{id}", record::NETWORK))];
+        self.commit(Vec::new(), changes).await.map(drop)
+    }
+
+    pub fn network(&self, id: &str) -> Option<Network> {
+        let stored = self
+            .inner
+            .records
+            .get(&format!("{}{id}", record::NETWORK))?;
+        match stored.record.as_ref() {
+            Record::Network(network) => Some(network.clone()),
+            _ => None,
+        }
+    }
+
+    /// Everything that there is, as of now.
+    pub async fn inventory(&self) -> Result<Inventory> {
+        self.inner.records.catch_up().await?;
+        Ok(self.inner.records.with(|records| {
+            let mut inventory = Inventory::default();
+            for (key, stored) in records {
+                inventory.insert(key, &stored.record);
+            }
+            inventory
+        }))
+    }
+
+    fn vm(&self, id: &VmId) -> Option<Arc<Vm>> {
+        as_vm(&self.inner.records.get(&vm_key(id))?)
+    }
+
+    fn stored_vm(&self, key: &str) -> Option<(Arc<Vm>, i64)> {
+        let stored = self.inner.records.get(key)?;
+        Some((as_vm(&stored)?, stored.mod_revision))
+    }
+
+    /// Makes `changes` if `compare` holds. Returns whether it held. Either way the view then shows
+    /// what the transaction saw.
+    async fn commit(&self, compare: Vec<Compare>, mut changes: Vec<RequestOp>) -> Result<bool> {
+        changes.push(clock_reading::stamp(self.inner.clock.now()));
+        let response = self
+            .inner
+            .client
+            .txn(TxnRequest {
+                compare,
+                success: changes,
+                failure: Vec::new(),
+            })
+            .await?;
+        let revision = header_revision(response.header);
+        self.inner.records.wait_for(revision).await;
+        Ok(response.succeeded)
+    }
+
+    async fn build_fleet(&self, config: &CloudConfig) -> Result<()> {
+        let capacity = Room {
+            vcpus: config.hypervisor_vcpus,
+            ram_gb: config.hypervisor_ram_gb,
+        };
+        let fleet = fleet::of_size(config.hypervisors_per_datacenter, capacity);
+        let mut missing = Vec::new();
+        for hypervisor in &fleet {
+            let key = hypervisor_key(&hypervisor.name);
+            if self.inner.records.get(&key).is_none() {
+                missing.push((mod_revision_is(key.clone(), 0), encode(&key, hypervisor)?));
+            }
+        }
+        // etcd allows 128 operations a transaction by default.
+        for chunk in missing.chunks(100) {
+            let (compare, changes) = chunk.iter().cloned().unzip();
+            self.commit(compare, changes).await?;
+        }
+        Ok(())
+    }
+
+    async fn work(&self, task: Task) -> Result<Option<Timestamp>> {
+        match task {
+            Task::Reading => {
+                self.save_reading().await?;
+                Ok(Some(
+                    self.inner.clock.now().saturating_add(READING_INTERVAL),
+                ))
+            }
+            Task::Vm(id) => self.work_on_vm(&id).await,
+        }
+    }
+
+    /// Brings a VM to where the clock says that it is. Returns when it moves next.
+    async fn work_on_vm(&self, id: &VmId) -> Result<Option<Timestamp>> {
+        let key = vm_key(id);
+        let Some((vm, revision)) = self.stored_vm(&key) else {
+            return Ok(None);
+        };
+        let now = self.inner.clock.now();
+        let compare = vec![mod_revision_is(key.clone(), revision)];
+        match (vm.observed, vm.gone_at) {
+            (_, Some(gone_at)) if gone_at <= now => {
+                self.remove_vm(&key, &vm, compare).await?;
+                Ok(None)
+            }
+            (_, Some(gone_at)) => Ok(Some(gone_at)),
+            (Observed::Provisioning, None) if vm.boots_at <= now => {
+                let mut running = Vm::clone(&vm);
+                // The record's deadline, not the reading at which somebody looked.
+                running.observed = Observed::Running { since: vm.boots_at };
+                self.commit(compare, vec![encode(&key, &running)?]).await?;
+                Ok(None)
+            }
+            (Observed::Provisioning, None) => Ok(Some(vm.boots_at)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Removes the VM with all that it holds, at once. If somebody's change comes first, the change
+    /// brings the VM back here.
+    async fn remove_vm(&self, key: &str, vm: &Vm, mut compare: Vec<Compare>) -> Result<()> {
+        let _serial = self.inner.allocating.lock().await;
+        let mut changes = vec![delete(key.to_owned()), delete(address_key(vm.address))];
+        let hypervisor_key = hypervisor_key(&vm.hypervisor);
+        if let Some(stored) = self.inner.records.get(&hypervisor_key)
+            && let Record::Hypervisor(hypervisor) = stored.record.as_ref()
+        {
+            let mut hypervisor = hypervisor.clone();
+            hypervisor.placed.remove(&vm.spec.id);
+            compare.push(mod_revision_is(hypervisor_key.clone(), stored.mod_revision));
+            changes.push(encode(&hypervisor_key, &hypervisor)?);
+        }
+        if self.commit(compare, changes).await? {
+            Ok(())
+        } else {
+            Err(CloudError::Contention(key.to_owned()))
+        }
+    }
+}
+
+fn as_vm(stored: &Stored<Record>) -> Option<Arc<Vm>> {
+    match stored.record.as_ref() {
+        Record::Vm(vm) => Some(Arc::new(vm.clone())),
+        _ => None,
+    }
+}
+
+/// Comparisons and changes that give free addresses to a holder.
+fn lease(holder: &str, addresses: &[Ipv4Addr]) -> Result<(Vec<Compare>, Vec<RequestOp>)> {
+    let lease = AddressLease {
+        holder: holder.to_owned(),
+    };
+    let mut changes = Vec::new();
+    for address in addresses {
+        changes.push(encode(&address_key(*address), &lease)?);
+    }
+    let free = |address: &Ipv4Addr| mod_revision_is(address_key(*address), 0);
+    Ok((addresses.iter().map(free).collect(), changes))
+}
+
+fn encode(key: &str, record: &impl Serialize) -> Result<RequestOp> {
+    let value = serde_json::to_vec(record).map_err(|source| CloudError::Encode {
+        key: key.to_owned(),
+        source,
+    })?;
+    Ok(put(key.to_owned(), Bytes::from(value)))
+}
+
+fn vm_key(id: &VmId) -> String {
+    format!("{}{id}", record::VM)
+}
+
+fn hypervisor_key(name: &str) -> String {
+    format!("{}{name}", record::HYPERVISOR)
+}
+
+fn address_key(address: Ipv4Addr) -> String {
+    format!("{}{address}", record::ADDRESS)
+}

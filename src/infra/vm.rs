@@ -1,0 +1,219 @@
+//! A virtual machine: what is requested of it, and what is observed.
+//!
+//! ```text
+//!   create_vm          boot time                       delete_vm             about 40 s
+//!  ───────────▶ Provisioning ──────▶ Running { since } ──────────▶ Deleting ──────────▶ (no record)
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Activity, Timestamp};
+
+/// Id of a VM, chosen by whoever creates it: so that creating twice is creating once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VmId(pub String);
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for VmId {
+    fn from(id: &str) -> VmId {
+        VmId(id.to_owned())
+    }
+}
+
+/// One of the three sites in Paris.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Datacenter {
+    #[serde(rename = "par-1")]
+    Par1,
+    #[serde(rename = "par-2")]
+    Par2,
+    #[serde(rename = "par-3")]
+    Par3,
+}
+
+impl Datacenter {
+    pub const ALL: [Datacenter; 3] = [Datacenter::Par1, Datacenter::Par2, Datacenter::Par3];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Datacenter::Par1 => "par-1",
+            Datacenter::Par2 => "par-2",
+            Datacenter::Par3 => "par-3",
+        }
+    }
+}
+
+impl fmt::Display for Datacenter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How long a VM takes to run, as a kind of image: the platform's own boot faster than workers, which
+/// also install what they need to join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Image {
+    ControlPlane,
+    Worker,
+}
+
+/// What a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmSpec {
+    pub id: VmId,
+    pub name: String,
+    /// Whose it is: opaque here; the platform writes a path, see `platform::store`.
+    pub owner: String,
+    /// `None`: wherever there is most room.
+    pub datacenter: Option<Datacenter>,
+    pub image: Image,
+    pub vcpus: u32,
+    /// Units of 1024³ bytes.
+    pub ram_gb: u32,
+    /// What runs inside, like cloud-init's user data: opaque here.
+    pub guest: serde_json::Value,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Requested {
+    Running,
+    Deleted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Observed {
+    Provisioning,
+    Running { since: Timestamp },
+    Failed,
+    Deleting,
+}
+
+/// A VM as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Vm {
+    pub spec: VmSpec,
+    pub datacenter: Datacenter,
+    pub hypervisor: String,
+    /// In the private network of the platform.
+    pub address: Ipv4Addr,
+    pub requested: Requested,
+    pub observed: Observed,
+    pub created_at: Timestamp,
+    /// When it will run, if nothing happens to it.
+    pub boots_at: Timestamp,
+    /// When it will be gone, once its deletion is requested.
+    pub gone_at: Option<Timestamp>,
+}
+
+impl Vm {
+    pub fn is_running(&self) -> bool {
+        matches!(self.observed, Observed::Running { .. })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmEventKind {
+    /// The VM is there, in this state.
+    Applied,
+    /// The VM is gone; this is the last that was seen of it.
+    Deleted,
+}
+
+/// What became of a VM. A manual clock stands still until the event is dropped: hold it while it
+/// causes work.
+pub struct VmEvent {
+    pub vm: Arc<Vm>,
+    pub kind: VmEventKind,
+    pub activity: Activity,
+}
+
+/// A stream of what becomes of VMs, which starts with every VM that there is. Level-triggered: states
+/// of one VM that nobody took in time are told as the last one, so what waits is bounded by the
+/// number of VMs. Ends when the cloud shuts down.
+pub struct VmWatch {
+    pub(super) pending: Arc<PendingVms>,
+}
+
+/// What a watcher has not taken yet, in the order of the VMs' ids.
+#[derive(Default)]
+pub(super) struct PendingVms {
+    state: Mutex<PendingState>,
+}
+
+#[derive(Default)]
+struct PendingState {
+    events: BTreeMap<VmId, VmEvent>,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+impl PendingVms {
+    pub(super) fn push(&self, event: VmEvent) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.events.insert(event.vm.spec.id.clone(), event);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.events.clear();
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl VmWatch {
+    /// The next event; `None` once the cloud has shut down.
+    pub async fn next(&mut self) -> Option<VmEvent> {
+        futures::StreamExt::next(self).await
+    }
+}
+
+impl futures::Stream for VmWatch {
+    type Item = VmEvent;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<VmEvent>> {
+        let mut state = self.pending.state.lock();
+        match state.events.pop_first() {
+            Some((_, event)) => Poll::Ready(Some(event)),
+            None if state.closed => Poll::Ready(None),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for VmWatch {
+    fn drop(&mut self) {
+        // Otherwise what nobody will take would keep a manual clock from moving.
+        self.pending.close();
+    }
+}

@@ -1,0 +1,292 @@
+//! Keys that something must be done about: each worked on by one worker at a time.
+//!
+//! A key that is pushed while it waits is in the queue once; pushed while it is worked on, it is worked
+//! on again. So a burst of changes costs one or two rounds, and what waits is bounded by the number of
+//! keys. Keys are taken in their own order: under a manual clock, with one worker, the order of work
+//! does not depend on how threads are scheduled.
+//!
+//! While the queue is not empty, or somebody works, it holds an [`Activity`]: a manual clock stands
+//! still. A timer is armed before the round that asked for it ends, so the clock cannot step over it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::clock::{Activity, Clock, TimeScale, Timestamp};
+
+/// Simulated time before the first repetition of a round that failed; doubles with each failure.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// Rounds at once when time runs by itself. Under a manual clock it is one, for the order's sake.
+const WORKERS: usize = 8;
+
+/// Cheap to clone.
+pub struct WorkQueue<K> {
+    inner: Arc<Inner<K>>,
+}
+
+impl<K> Clone for WorkQueue<K> {
+    fn clone(&self) -> Self {
+        WorkQueue {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+struct Inner<K> {
+    clock: Clock,
+    state: Mutex<State<K>>,
+    ready: Notify,
+}
+
+struct State<K> {
+    waiting: BTreeSet<K>,
+    /// Keys being worked on, and whether they were pushed meanwhile.
+    working: BTreeMap<K, bool>,
+    timers: BTreeMap<K, (Timestamp, AbortHandle)>,
+    /// How many rounds of a key have failed in a row.
+    failures: BTreeMap<K, u32>,
+    /// Held exactly while `waiting` or `working` is not empty.
+    activity: Option<Activity>,
+    closed: bool,
+}
+
+impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
+    pub fn new(clock: Clock) -> WorkQueue<K> {
+        WorkQueue {
+            inner: Arc::new(Inner {
+                clock,
+                state: Mutex::new(State {
+                    waiting: BTreeSet::new(),
+                    working: BTreeMap::new(),
+                    timers: BTreeMap::new(),
+                    failures: BTreeMap::new(),
+                    activity: None,
+                    closed: false,
+                }),
+                ready: Notify::new(),
+            }),
+        }
+    }
+
+    pub fn push(&self, key: K) {
+        let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
+        if let Some(again) = state.working.get_mut(&key) {
+            *again = true;
+            return;
+        }
+        if state.activity.is_none() {
+            state.activity = Some(self.inner.clock.activity());
+        }
+        state.waiting.insert(key);
+        drop(state);
+        self.inner.ready.notify_one();
+    }
+
+    /// Forgets everything; nothing can be pushed any more.
+    pub fn close(&self) {
+        let mut state = self.inner.state.lock();
+        state.closed = true;
+        state.waiting.clear();
+        for (_, timer) in std::mem::take(&mut state.timers).into_values() {
+            timer.abort();
+        }
+        state.activity = None;
+        drop(state);
+        self.inner.ready.notify_waiters();
+    }
+
+    /// Starts workers, which end when the queue is closed: each after the round it is at.
+    ///
+    /// A round returns when the key wants to be looked at again without a push, if at all. A failed
+    /// round is repeated after a pause.
+    pub fn start<E, F>(&self, round: impl Fn(K) -> F + Send + Sync + 'static) -> JoinSet<()>
+    where
+        E: std::fmt::Display + Send + 'static,
+        F: Future<Output = Result<Option<Timestamp>, E>> + Send + 'static,
+    {
+        let workers = match self.inner.clock.scale() {
+            TimeScale::Manual => 1,
+            TimeScale::Factor(_) => WORKERS,
+        };
+        let round = Arc::new(round);
+        let mut tasks = JoinSet::new();
+        for _ in 0..workers {
+            let (queue, round) = (self.clone(), Arc::clone(&round));
+            tasks.spawn(async move {
+                while let Some(key) = queue.take().await {
+                    let outcome = round(key.clone()).await;
+                    queue.settle(&key, outcome);
+                }
+            });
+        }
+        tasks
+    }
+
+    async fn take(&self) -> Option<K> {
+        loop {
+            let ready = self.inner.ready.notified();
+            tokio::pin!(ready);
+            ready.as_mut().enable();
+            {
+                let mut state = self.inner.state.lock();
+                if state.closed {
+                    return None;
+                }
+                if let Some(key) = state.waiting.pop_first() {
+                    state.working.insert(key.clone(), false);
+                    if !state.waiting.is_empty() {
+                        // One permit is kept at most: pass it on to the next worker.
+                        self.inner.ready.notify_one();
+                    }
+                    return Some(key);
+                }
+            }
+            ready.await;
+        }
+    }
+
+    fn settle<E: std::fmt::Display>(&self, key: &K, outcome: Result<Option<Timestamp>, E>) {
+        let wake = match outcome {
+            Ok(wake) => {
+                self.inner.state.lock().failures.remove(key);
+                wake
+            }
+            Err(error) => {
+                let failures = {
+                    let mut state = self.inner.state.lock();
+                    let failures = state.failures.entry(key.clone()).or_insert(0);
+                    *failures = failures.saturating_add(1);
+                    *failures
+                };
+                let pause = FIRST_BACKOFF
+                    .saturating_mul(1 << (failures - 1).min(10))
+                    .min(LONGEST_BACKOFF);
+                tracing::warn!(?key, %error, ?pause, "a round failed; it will be repeated");
+                Some(self.inner.clock.now().saturating_add(pause))
+            }
+        };
+        self.wake(key, wake);
+        let mut state = self.inner.state.lock();
+        let again = state.working.remove(key).unwrap_or(false);
+        if again && !state.closed {
+            state.waiting.insert(key.clone());
+            self.inner.ready.notify_one();
+        } else if state.waiting.is_empty() && state.working.is_empty() {
+            state.activity = None;
+        }
+    }
+
+    /// Replaces the key's timer.
+    fn wake(&self, key: &K, at: Option<Timestamp>) {
+        {
+            let mut state = self.inner.state.lock();
+            match (state.timers.get(key), at) {
+                (Some((armed, _)), Some(at)) if *armed == at => return,
+                (None, None) => return,
+                _ => {}
+            }
+            if let Some((_, timer)) = state.timers.remove(key) {
+                timer.abort();
+            }
+        }
+        let Some(at) = at else { return };
+        let clock = self.inner.clock.clone();
+        let mut sleep = Box::pin(async move { clock.sleep_until(at).await });
+        // The first poll arms the timer, before anybody can see this round as done.
+        if let Some(_due) = sleep.as_mut().now_or_never() {
+            self.push(key.clone());
+            return;
+        }
+        let queue = self.clone();
+        let due = key.clone();
+        let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
+        let timer = tokio::spawn(async move {
+            let _activity = sleep.await;
+            queue.inner.state.lock().timers.remove(&due);
+            queue.push(due);
+        });
+        state.timers.insert(key.clone(), (at, timer.abort_handle()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_is_worked_on_once_for_many_pushes_and_in_order() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let queue = WorkQueue::new(clock.clone());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        for key in [3, 1, 2, 1, 3] {
+            queue.push(key);
+        }
+        let seen = Arc::clone(&log);
+        let _workers = queue.start(move |key: i32| {
+            seen.lock().push(key);
+            async { Ok::<_, String>(None) }
+        });
+        clock.quiesce().await;
+        assert_eq!(*log.lock(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_round_is_repeated_and_pauses_grow() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let queue = WorkQueue::new(clock.clone());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (seen, time) = (Arc::clone(&log), clock.clone());
+        let _workers = queue.start(move |_: ()| {
+            let mut seen = seen.lock();
+            seen.push(time.now().0);
+            let outcome = if seen.len() < 4 { Err("no") } else { Ok(None) };
+            async move { outcome }
+        });
+        queue.push(());
+        clock.advance(Duration::from_secs(100)).await;
+        assert_eq!(*log.lock(), [0, 500, 1_500, 3_500]);
+    }
+
+    #[tokio::test]
+    async fn a_timer_brings_the_key_back_and_the_last_one_counts() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let queue = WorkQueue::new(clock.clone());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (seen, time) = (Arc::clone(&log), clock.clone());
+        let _workers = queue.start(move |_: ()| {
+            let now = time.now();
+            seen.lock().push(now.0);
+            let wake = (now.0 < 30).then(|| Timestamp(now.0 + 10));
+            async move { Ok::<_, String>(wake) }
+        });
+        queue.push(());
+        clock.advance(Duration::from_millis(5)).await;
+        queue.push(());
+        clock.advance(Duration::from_millis(95)).await;
+        assert_eq!(*log.lock(), [0, 5, 15, 25, 35]);
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_does_not_hold_the_clock() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let queue = WorkQueue::new(clock.clone());
+        queue.push(1);
+        queue.close();
+        queue.push(2);
+        assert!(clock.advance(Duration::from_secs(1)).await);
+    }
+}

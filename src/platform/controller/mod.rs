@@ -1,0 +1,141 @@
+//! What acts. A controller observes the records and the cloud, decides with a pure function, acts, and
+//! records what it did: always from state, never from the memory of an event.
+//!
+//! To add one: a file here, and a line in [`all`].
+
+mod cluster;
+mod node_group;
+mod orphan;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Timestamp;
+use crate::infra::reflector::Change;
+use crate::infra::work_queue::WorkQueue;
+use crate::infra::{self, Cloud};
+
+use super::cluster_api::ClusterApi;
+use super::error::PlatformError;
+use super::store::{self, CloudOwner, Store};
+
+/// What the controllers share.
+#[derive(Clone)]
+pub struct Context {
+    pub store: Store,
+    pub cloud: Cloud,
+    pub kubernetes: Arc<dyn ClusterApi>,
+    pub seed: u64,
+}
+
+/// How often a round is taken again at once, after somebody else's change came first.
+const ATTEMPTS: usize = 16;
+
+type Round<'a> = BoxFuture<'a, Result<Option<Timestamp>, PlatformError>>;
+
+trait Controller: Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// Keys that a change of the platform's records concerns.
+    fn on_record(&self, change: &Change<'_, store::Record>) -> Vec<String>;
+
+    /// Keys that a change in the cloud concerns; `None` if what changed is not the platform's.
+    fn on_cloud(
+        &self,
+        owner: Option<&CloudOwner>,
+        change: &Change<'_, infra::record::Record>,
+    ) -> Vec<String>;
+
+    /// Brings what `key` names a step further. Returns when to look again, if nothing changes before.
+    fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a>;
+}
+
+/// Every controller there is.
+fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
+    vec![
+        Arc::new(cluster::ClusterController::new(context.clone())),
+        Arc::new(node_group::NodeGroupController::new(context.clone())),
+        Arc::new(orphan::OrphanController::new(context.clone())),
+    ]
+}
+
+/// A key of one of the controllers; in this order they are worked on.
+type Task = (usize, String);
+
+/// The controllers at work.
+pub struct Controllers {
+    queue: WorkQueue<Task>,
+    workers: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Controllers {
+    /// Starts with everything that there is, and goes on with what changes, until `cancel`.
+    pub fn start(context: &Context, cancel: &CancellationToken) -> Controllers {
+        let controllers: Arc<Vec<Arc<dyn Controller>>> = Arc::new(all(context));
+        let queue: WorkQueue<Task> = WorkQueue::new(context.store.clock.clone());
+
+        let (list, changed, stop) = (Arc::clone(&controllers), queue.clone(), cancel.clone());
+        context.store.view.observe(Box::new(move |change| {
+            for (index, controller) in list.iter().enumerate() {
+                for key in controller.on_record(change) {
+                    changed.push((index, key));
+                }
+            }
+            !stop.is_cancelled()
+        }));
+
+        let (list, changed, stop) = (Arc::clone(&controllers), queue.clone(), cancel.clone());
+        context.cloud.observe(Box::new(move |change| {
+            let owner = change
+                .new
+                .or(change.old)
+                .and_then(|record| owner_of(record));
+            for (index, controller) in list.iter().enumerate() {
+                for key in controller.on_cloud(owner.as_ref(), change) {
+                    changed.push((index, key));
+                }
+            }
+            !stop.is_cancelled()
+        }));
+
+        let workers = queue.start(move |(index, key): Task| {
+            let controllers = Arc::clone(&controllers);
+            async move {
+                let Some(controller) = controllers.get(index) else {
+                    return Ok(None);
+                };
+                tracing::trace!(controller = controller.name(), key, "round");
+                controller.reconcile(&key).await
+            }
+        });
+        Controllers {
+            queue,
+            workers: tokio::sync::Mutex::new(workers),
+        }
+    }
+
+    /// Ends after the rounds under way.
+    pub async fn shutdown(&self) {
+        self.queue.close();
+        while self.workers.lock().await.join_next().await.is_some() {}
+    }
+
+    /// Ends at once, wherever each round is.
+    pub async fn abort(&self) {
+        self.queue.close();
+        self.workers.lock().await.shutdown().await;
+    }
+}
+
+fn owner_of(record: &Arc<infra::record::Record>) -> Option<CloudOwner> {
+    use infra::record::Record;
+    match record.as_ref() {
+        Record::Vm(vm) => CloudOwner::parse(&vm.spec.owner),
+        Record::LoadBalancer(load_balancer) => CloudOwner::parse(&load_balancer.owner),
+        Record::Network(network) => CloudOwner::parse(&network.owner),
+        Record::Hypervisor(_) | Record::Address(_) => None,
+    }
+}

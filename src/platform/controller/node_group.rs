@@ -1,0 +1,178 @@
+//! Creates, resizes and removes node groups: see [`crate::platform::node_group`] for the rules.
+
+use std::collections::BTreeSet;
+
+use crate::infra::reflector::{self, Change as Observed};
+use crate::infra::{self, VmId};
+use crate::platform::error::PlatformError;
+use crate::platform::guest;
+use crate::platform::model::{Cluster, ClusterId, NodeGroup, NodeGroupId, NodeGroupStatus};
+use crate::platform::node_group::{self, Act, Seen};
+use crate::platform::quota::Resources;
+use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
+use crate::platform::vm_state::VmState;
+
+use super::{ATTEMPTS, Context, Controller, Round};
+
+pub(super) struct NodeGroupController {
+    context: Context,
+}
+
+impl NodeGroupController {
+    pub(super) fn new(context: Context) -> NodeGroupController {
+        NodeGroupController { context }
+    }
+
+    fn observe(&self, cluster: &Cluster, group: &NodeGroup) -> Seen {
+        let vms = group.nodes.iter().filter_map(|node| {
+            let seen = self.context.cloud.get_vm(&VmId(node.id.to_string()))?;
+            let guest = guest::Guest::of_node(cluster, group, node).to_value();
+            Some((node.id.to_string(), VmState::of(&seen, &guest)))
+        });
+        let names = store::node_names_of(&cluster.id);
+        let taken: BTreeSet<String> = self.context.store.view.with(|records| {
+            reflector::under(records, &names)
+                .map(|(key, _)| key[names.len()..].to_owned())
+                .collect()
+        });
+        Seen {
+            vms: vms.collect(),
+            cluster_takes_nodes: cluster.can_take_nodes(),
+            cluster_is_going: cluster.is_going(),
+            taken_names: taken,
+        }
+    }
+
+    async fn act(
+        &self,
+        cluster: &Cluster,
+        group: &NodeGroup,
+        act: &Act,
+    ) -> Result<(), PlatformError> {
+        let cloud = &self.context.cloud;
+        match act {
+            Act::CreateVm(node) => {
+                cloud
+                    .create_vm(guest::node_vm(cluster, group, node))
+                    .await?;
+            }
+            Act::UpdateGuest(node) => {
+                let guest = guest::Guest::of_node(cluster, group, node).to_value();
+                cloud
+                    .update_guest(&VmId(node.id.to_string()), &guest)
+                    .await?;
+            }
+            Act::DeleteVm(id) => cloud.delete_vm(&VmId(id.to_string())).await?,
+        }
+        Ok(())
+    }
+
+    /// Whether the change was made.
+    async fn record(
+        &self,
+        before: &Versioned<NodeGroup>,
+        decision: node_group::Decision,
+    ) -> Result<bool, PlatformError> {
+        let Some(mut next) = decision.next else {
+            return Ok(true);
+        };
+        let store = &self.context.store;
+        let mut change = Change::new();
+        let id = next.id.to_string();
+        if decision.remove {
+            change.remove_node_group(before, &mut next, &decision.events)?;
+            let mut ledger = store.ledger(&next.owner).await?;
+            ledger.value.release(&id);
+            change.ledger(&ledger)?;
+        } else {
+            change.node_group(Some(before), &mut next, &decision.events)?;
+            if next.status == NodeGroupStatus::Ready
+                && before.value.status != NodeGroupStatus::Ready
+            {
+                // What a smaller size no longer needs is given back when it is no longer there.
+                let mut ledger = store.ledger(&next.owner).await?;
+                let needed = Resources::of(next.flavor, next.target_node_count);
+                if let Some(holding) = ledger.value.holdings.get_mut(&id)
+                    && holding.resources != needed
+                {
+                    holding.resources = needed;
+                    change.ledger(&ledger)?;
+                }
+            }
+        }
+        store.commit(change).await
+    }
+}
+
+/// Cluster and id from the key of a node group's record.
+fn parse(key: &str) -> Option<(ClusterId, NodeGroupId)> {
+    let (cluster, id) = key.strip_prefix(store::NODE_GROUPS)?.split_once('/')?;
+    Some((cluster.parse().ok()?, id.parse().ok()?))
+}
+
+impl Controller for NodeGroupController {
+    fn name(&self) -> &'static str {
+        "node_group"
+    }
+
+    fn on_record(&self, change: &Observed<'_, Record>) -> Vec<String> {
+        match change.new.or(change.old).map(AsRef::as_ref) {
+            Some(Record::NodeGroup(group)) => {
+                vec![store::node_group_key(&group.cluster, &group.id)]
+            }
+            Some(Record::Cluster(cluster)) => {
+                let prefix = store::node_groups_of(&cluster.id);
+                reflector::under(change.records, &prefix)
+                    .map(|(key, _)| key.clone())
+                    .collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_cloud(
+        &self,
+        owner: Option<&CloudOwner>,
+        _change: &Observed<'_, infra::record::Record>,
+    ) -> Vec<String> {
+        let key = |owner: &CloudOwner| {
+            let id = owner.node_group.as_ref()?;
+            Some(store::node_group_key(&owner.cluster, id))
+        };
+        owner.and_then(key).into_iter().collect()
+    }
+
+    fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a> {
+        Box::pin(async move {
+            let Some((cluster, id)) = parse(key) else {
+                return Ok(None);
+            };
+            let store = &self.context.store;
+            for _ in 0..ATTEMPTS {
+                let Some(group) = store.find_node_group(&cluster, &id).await? else {
+                    return Ok(None);
+                };
+                let owner = &group.value.owner;
+                let Some(cluster) = store.find_cluster(owner, &cluster).await? else {
+                    let reason = format!("node group {id} is without its cluster");
+                    return Err(PlatformError::conflict(reason));
+                };
+                // Names taken before the record was read must be in view.
+                store.view.wait_for(cluster.read_at).await;
+                let seen = self.observe(&cluster.value, &group.value);
+                let now = store.clock.now();
+                let decision = node_group::decide(&group.value, &seen, now, self.context.seed);
+                for act in &decision.acts {
+                    self.act(&cluster.value, &group.value, act).await?;
+                }
+                let wake = decision.wake;
+                if self.record(&group, decision).await? {
+                    return Ok(wake);
+                }
+            }
+            Err(PlatformError::conflict(format!(
+                "too many changes at once to {id}"
+            )))
+        })
+    }
+}

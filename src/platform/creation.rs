@@ -1,0 +1,162 @@
+//! From an order to the records of what is ordered.
+
+use crate::clock::Timestamp;
+
+use super::catalog::LOCATION;
+use super::cluster::Operation;
+use super::deployment_event::OperationKind;
+use super::model::{
+    Cluster, ClusterId, ClusterStatus, Component, ControlPlaneVm, Features, Flavor, NodeGroup,
+    NodeGroupId, NodeGroupStatus, Topology, TopologyKind, UsageItemType,
+};
+use super::quota::{Holding, Ledger, Resources};
+use super::validation::{ClusterOrder, NodeGroupOrder};
+use super::{identity, node_group, placement};
+
+/// Name of the group that ALL_IN_ONE's bundle VMs make, as nodes.
+const BUNDLE_NODES: &str = "control-plane";
+
+/// Mints the next identifier of an owner.
+fn mint(ledger: &mut Ledger, seed: u64, now: Timestamp) -> ulid::Ulid {
+    let id = identity::mint(seed, now, ledger.owner.as_str(), ledger.minted);
+    ledger.minted += 1;
+    id
+}
+
+/// The record of a new cluster.
+pub fn cluster(order: &ClusterOrder, ledger: &mut Ledger, seed: u64, now: Timestamp) -> Cluster {
+    let id = ClusterId::new(mint(ledger, seed, now));
+    let request = &order.request;
+    let network_group_id = request
+        .network_group_id
+        .clone()
+        .unwrap_or_else(|| format!("ng_{}", identity::uuid_of(id.as_str())));
+    Cluster {
+        owner: ledger.owner.clone(),
+        name: request.name.clone(),
+        description: request.description.clone(),
+        tags: request.tags.clone(),
+        status: ClusterStatus::ToDeploy,
+        created_at: now,
+        version: order.version.clone(),
+        running_version: order.version.clone(),
+        topology: order.topology.clone(),
+        location: LOCATION.to_owned(),
+        // Nothing has to be installed for autoscaling; the rest comes with its steps.
+        features: Features {
+            autoscaling_enabled: request.features.autoscaling_enabled,
+            ..Features::default()
+        },
+        requested_features: request.features.clone(),
+        load_balancer: None,
+        network_group_id,
+        network_group_is_users: request.network_group_id.is_some(),
+        storage_usage_bytes: None,
+        control_plane: control_plane(&id, &order.topology),
+        operation: Some(Operation::asked(OperationKind::Create, now)),
+        deployed_step: None,
+        events: 0,
+        id,
+    }
+}
+
+/// The VMs of a control plane: one for each replica, of all components together or of each.
+fn control_plane(id: &ClusterId, topology: &Topology) -> Vec<ControlPlaneVm> {
+    let kind = topology.kind();
+    let replicas = |role: usize, name: &str, flavor: Flavor, count: u8, hosts: &[Component]| {
+        let ulid = id.ulid();
+        (0..usize::from(count))
+            .map(|replica| ControlPlaneVm {
+                id: format!("vm_{ulid}_{name}_{replica}"),
+                name: format!("{name}-{replica}"),
+                flavor,
+                datacenter: placement::of_replica(id, kind, role, replica),
+                components: hosts.to_vec(),
+                node_name: (kind == TopologyKind::AllInOne)
+                    .then(|| format!("{BUNDLE_NODES}-node{replica}")),
+            })
+            .collect::<Vec<_>>()
+    };
+    match topology {
+        Topology::AllInOne {
+            flavor,
+            replication_factor,
+        }
+        | Topology::DedicatedCompute {
+            flavor,
+            replication_factor,
+        } => replicas(
+            0,
+            BUNDLE_NODES,
+            *flavor,
+            *replication_factor,
+            &Component::ALL,
+        ),
+        Topology::Distributed { components } => Component::ALL
+            .into_iter()
+            .enumerate()
+            .flat_map(|(role, component)| {
+                let config = components.get(component);
+                let count = config.replication_factor;
+                replicas(role, component.name(), config.flavor, count, &[component])
+            })
+            .collect(),
+    }
+}
+
+/// What the cluster's control plane reserves.
+pub fn cluster_holding(cluster: &Cluster) -> (String, Holding) {
+    let holding = Holding {
+        cluster: cluster.id.clone(),
+        item_type: UsageItemType::ComponentBundle,
+        resources: Resources::of_control_plane(&cluster.topology),
+        created_at: cluster.created_at,
+    };
+    (cluster.id.to_string(), holding)
+}
+
+/// The record of a new node group.
+pub fn node_group(
+    order: &NodeGroupOrder,
+    cluster: &ClusterId,
+    inherits_autoscaling: bool,
+    ledger: &mut Ledger,
+    seed: u64,
+    now: Timestamp,
+) -> NodeGroup {
+    let request = &order.request;
+    NodeGroup {
+        id: NodeGroupId::new(mint(ledger, seed, now)),
+        cluster: cluster.clone(),
+        owner: ledger.owner.clone(),
+        name: request.name.clone(),
+        description: request.description.clone(),
+        tag: request.tag.clone(),
+        flavor: request.flavor,
+        current_node_count: 0,
+        target_node_count: request.target_node_count,
+        min_node_count: order.min_node_count,
+        max_node_count: order.max_node_count,
+        autoscaling_enabled: request.autoscaling_enabled.unwrap_or(inherits_autoscaling),
+        labels: request.labels.clone(),
+        taints: request.taints.clone(),
+        created_at: now,
+        updated_at: None,
+        status: NodeGroupStatus::Pending,
+        nodes: Vec::new(),
+        due: Some(node_group::first_due(now)),
+        allocated: 0,
+        events: 0,
+    }
+}
+
+/// What a group of `count` nodes reserves.
+pub fn node_group_holding(group: &NodeGroup, count: u32) -> (String, Holding) {
+    let holding = Holding {
+        cluster: group.cluster.clone(),
+        item_type: UsageItemType::NodeGroup,
+        resources: Resources::of(group.flavor, count),
+        created_at: group.created_at,
+    };
+    (group.id.to_string(), holding)
+}

@@ -1,0 +1,112 @@
+//! What happened to a cluster, step by step: what `clever k8s activity` shows.
+//!
+//! An event is written in the transaction that changes the state which it tells of, so there is one
+//! for each change, and none for a change that did not happen.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+
+use super::model::NodeGroupId;
+
+macro_rules! spelled {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// As on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+spelled! {
+    /// Names of `GET deployment-events`; clients print any string (contract clever-api 5.7).
+    OperationKind {
+        Create = "CREATE",
+        Redeploy = "REDEPLOY",
+        Upgrade = "UPGRADE",
+        /// A change of features. The old endpoint's list has no name for it, as that product had no
+        /// such operation.
+        Reconcile = "RECONCILE",
+        Delete = "DELETE",
+        NodeGroupCreate = "NODEGROUP_CREATE",
+        NodeGroupScale = "NODEGROUP_SCALE",
+        NodeGroupResume = "NODEGROUP_RESUME",
+        NodeGroupDelete = "NODEGROUP_DELETE",
+    }
+}
+
+spelled! {
+    /// A step of an operation, in the order in which a creation takes them.
+    Step {
+        NetworkGroup = "NETWORK_GROUP",
+        LoadBalancerNetwork = "LOADBALANCER_NETWORK",
+        MateriaLogicalDb = "MATERIA_LOGICALDB",
+        OtelConfig = "OTEL_CONFIG",
+        ControlPlaneBundle = "CONTROL_PLANE_BUNDLE",
+        Storage = "STORAGE",
+        LoadBalancer = "LOAD_BALANCER",
+        Plugin = "PLUGIN",
+        PluginReconcile = "PLUGIN_RECONCILE",
+    }
+}
+
+spelled! {
+    EventStatus {
+        Started = "STARTED",
+        Completed = "COMPLETED",
+        Failed = "FAILED",
+        Skipped = "SKIPPED",
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentEvent {
+    pub created_at: Timestamp,
+    pub operation: OperationKind,
+    /// `None`: the operation as a whole.
+    pub step: Option<Step>,
+    pub status: EventStatus,
+    pub detail: Option<String>,
+    pub node_group_id: Option<NodeGroupId>,
+}
+
+impl DeploymentEvent {
+    pub fn new(
+        created_at: Timestamp,
+        operation: OperationKind,
+        step: Option<Step>,
+        status: EventStatus,
+    ) -> DeploymentEvent {
+        DeploymentEvent {
+            created_at,
+            operation,
+            step,
+            status,
+            detail: None,
+            node_group_id: None,
+        }
+    }
+
+    pub fn of_node_group(mut self, id: &NodeGroupId) -> DeploymentEvent {
+        self.node_group_id = Some(id.clone());
+        self
+    }
+
+    pub fn because(mut self, detail: impl Into<String>) -> DeploymentEvent {
+        self.detail = Some(detail.into());
+        self
+    }
+}

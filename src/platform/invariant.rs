@@ -1,0 +1,366 @@
+//! What must be true of all records together, whatever happened before: a leak or a double is found here.
+//!
+//! A pure function over a snapshot of the platform's and the cloud's records. Some rules hold at every
+//! instant, as one transaction writes both sides of them; others only for what is at rest, because the
+//! platform records before the cloud acts. A snapshot of two keyspaces is not of one instant either: the
+//! rules between them are only about what is at rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::infra::{Inventory, Requested, Vm};
+
+use super::model::{Cluster, ClusterStatus, NodeGroup, NodeGroupStatus, NodeStatus};
+use super::quota::{Ledger, Resources};
+use super::store::{CloudOwner, Record};
+
+/// A rule that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Violation {
+    /// Name of the rule.
+    pub rule: &'static str,
+    /// Id of what breaks it.
+    pub subject: String,
+    pub detail: String,
+}
+
+/// All records.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub clusters: Vec<Cluster>,
+    pub node_groups: Vec<NodeGroup>,
+    pub ledgers: Vec<Ledger>,
+    pub inventory: Inventory,
+}
+
+impl Snapshot {
+    pub fn new<'a>(records: impl Iterator<Item = &'a Record>, inventory: Inventory) -> Snapshot {
+        let mut snapshot = Snapshot {
+            inventory,
+            ..Snapshot::default()
+        };
+        for record in records {
+            match record {
+                Record::Cluster(cluster) => snapshot.clusters.push(cluster.clone()),
+                Record::NodeGroup(group) => snapshot.node_groups.push(group.clone()),
+                Record::Ledger(ledger) => snapshot.ledgers.push(ledger.clone()),
+                Record::NodeName(_) => {}
+            }
+        }
+        snapshot
+    }
+}
+
+/// Every rule that does not hold, in order.
+pub fn check(snapshot: &Snapshot) -> Vec<Violation> {
+    let mut found = Violations::default();
+    ledgers(snapshot, &mut found);
+    node_groups(snapshot, &mut found);
+    clusters(snapshot, &mut found);
+    vms(snapshot, &mut found);
+    addresses(&snapshot.inventory, &mut found);
+    hypervisors(&snapshot.inventory, &mut found);
+    cloud_belongings(snapshot, &mut found);
+    found.0.sort();
+    found.0
+}
+
+#[derive(Default)]
+struct Violations(Vec<Violation>);
+
+impl Violations {
+    fn add(&mut self, rule: &'static str, subject: impl ToString, detail: impl Into<String>) {
+        self.0.push(Violation {
+            rule,
+            subject: subject.to_string(),
+            detail: detail.into(),
+        });
+    }
+}
+
+/// Each ledger holds exactly what lives: every control plane until it is DELETED, every node group
+/// until its record goes; and not more than the limits.
+fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
+    let mut live: BTreeMap<String, (&str, Resources, Resources)> = BTreeMap::new();
+    for cluster in &snapshot.clusters {
+        if cluster.status != ClusterStatus::Deleted {
+            let needs = Resources::of_control_plane(&cluster.topology);
+            live.insert(
+                cluster.id.to_string(),
+                (cluster.owner.as_str(), needs, needs),
+            );
+        }
+    }
+    for group in &snapshot.node_groups {
+        let nodes = u32::try_from(group.nodes.len()).unwrap_or(u32::MAX);
+        let most = Resources::of(group.flavor, group.target_node_count.max(nodes));
+        let least = Resources::of(group.flavor, group.target_node_count.min(nodes));
+        let bounds = if group.status == NodeGroupStatus::Ready {
+            (most, most)
+        } else if group.is_going() || group.status == NodeGroupStatus::Resizing {
+            // What is held may be for the size before.
+            (
+                least,
+                Resources {
+                    vcpus: u64::MAX,
+                    ram_gb: u64::MAX,
+                },
+            )
+        } else {
+            (
+                least,
+                Resources {
+                    vcpus: u64::MAX,
+                    ram_gb: u64::MAX,
+                },
+            )
+        };
+        live.insert(
+            group.id.to_string(),
+            (group.owner.as_str(), bounds.0, bounds.1),
+        );
+    }
+    for ledger in &snapshot.ledgers {
+        for (id, holding) in &ledger.holdings {
+            match live.remove(id) {
+                Some((owner, least, most)) => {
+                    let held = holding.resources;
+                    if owner != ledger.owner.as_str() {
+                        found.add("ledger-owner", id, format!("held by {}", ledger.owner));
+                    }
+                    let within = (least.vcpus..=most.vcpus).contains(&held.vcpus)
+                        && (least.ram_gb..=most.ram_gb).contains(&held.ram_gb);
+                    if !within {
+                        found.add(
+                            "ledger-amount",
+                            id,
+                            format!("held {held:?}, needs {least:?}"),
+                        );
+                    }
+                }
+                None => found.add("ledger-leak", id, "nothing that lives needs this"),
+            }
+        }
+        let total = ledger.total();
+        if total.vcpus > ledger.limits.vcpus || total.ram_gb > ledger.limits.ram_gb {
+            found.add(
+                "quota",
+                &ledger.owner,
+                format!("{total:?} is over the limits"),
+            );
+        }
+    }
+    for (id, (owner, ..)) in live {
+        found.add(
+            "ledger-missing",
+            id,
+            format!("{owner} holds nothing for it"),
+        );
+    }
+}
+
+fn node_groups(snapshot: &Snapshot, found: &mut Violations) {
+    let clusters: BTreeMap<_, _> = snapshot.clusters.iter().map(|c| (&c.id, c)).collect();
+    let mut names: BTreeSet<(String, String)> = BTreeSet::new();
+    for cluster in &snapshot.clusters {
+        for name in cluster
+            .control_plane
+            .iter()
+            .filter_map(|vm| vm.node_name.clone())
+        {
+            names.insert((cluster.id.to_string(), name));
+        }
+    }
+    for group in &snapshot.node_groups {
+        match clusters.get(&group.cluster) {
+            Some(cluster) if cluster.status != ClusterStatus::Deleted => {}
+            _ => found.add(
+                "node-group-without-cluster",
+                &group.id,
+                group.cluster.as_str(),
+            ),
+        }
+        for node in &group.nodes {
+            if !names.insert((group.cluster.to_string(), node.name.clone())) {
+                found.add(
+                    "node-name",
+                    &node.id,
+                    format!("{} is taken twice", node.name),
+                );
+            }
+        }
+        let ready = |node: &&super::model::Node| node.status == NodeStatus::Ready;
+        let ready = group.nodes.iter().filter(ready).count();
+        if u32::try_from(ready) != Ok(group.current_node_count) {
+            let detail = format!("{} recorded, {ready} are ready", group.current_node_count);
+            found.add("node-count", &group.id, detail);
+        }
+        if group.status == NodeGroupStatus::Ready
+            && u32::try_from(group.nodes.len()) != Ok(group.target_node_count)
+        {
+            let detail = format!("{} of {}", group.nodes.len(), group.target_node_count);
+            found.add("ready-size", &group.id, detail);
+        }
+    }
+}
+
+fn clusters(snapshot: &Snapshot, found: &mut Violations) {
+    let running: BTreeSet<&str> = snapshot
+        .inventory
+        .vms
+        .iter()
+        .filter(|vm| vm.is_running())
+        .map(|vm| vm.spec.id.0.as_str())
+        .collect();
+    for cluster in &snapshot.clusters {
+        if cluster.status == ClusterStatus::Active {
+            if cluster.operation.is_some() {
+                found.add("active-operation", &cluster.id, "ACTIVE with an operation");
+            }
+            if cluster.load_balancer.is_none() {
+                found.add("active-load-balancer", &cluster.id, "ACTIVE without one");
+            }
+            for vm in &cluster.control_plane {
+                if !running.contains(vm.id.as_str()) {
+                    found.add(
+                        "active-vm",
+                        &vm.id,
+                        format!("of {} does not run", cluster.id),
+                    );
+                }
+            }
+        }
+        if cluster.status == ClusterStatus::Deleted
+            && !(cluster.control_plane.is_empty() && cluster.load_balancer.is_none())
+        {
+            found.add(
+                "deleted-cluster",
+                &cluster.id,
+                "still has VMs or a load balancer",
+            );
+        }
+    }
+    for group in &snapshot.node_groups {
+        for node in &group.nodes {
+            if node.status == NodeStatus::Ready && !running.contains(node.id.as_str()) {
+                found.add("ready-node", &node.id, "READY, and its VM does not run");
+            }
+        }
+    }
+}
+
+/// Every VM that is to run is named by exactly one record.
+fn vms(snapshot: &Snapshot, found: &mut Violations) {
+    let mut named: BTreeMap<&str, usize> = BTreeMap::new();
+    let control_plane = snapshot.clusters.iter().flat_map(|c| &c.control_plane);
+    let nodes = snapshot.node_groups.iter().flat_map(|g| &g.nodes);
+    let ids = control_plane
+        .map(|vm| vm.id.as_str())
+        .chain(nodes.map(|node| node.id.as_str()));
+    for id in ids {
+        *named.entry(id).or_default() += 1;
+    }
+    let is_ours = |vm: &&Vm| CloudOwner::parse(&vm.spec.owner).is_some();
+    for vm in snapshot.inventory.vms.iter().filter(is_ours) {
+        match named.get(vm.spec.id.0.as_str()) {
+            Some(1) => {}
+            Some(times) => found.add("vm-doubly-named", &vm.spec.id, format!("{times} times")),
+            None if vm.requested == Requested::Deleted => {}
+            None => found.add("vm-leak", &vm.spec.id, format!("of {}", vm.spec.owner)),
+        }
+    }
+}
+
+/// An address has one holder, and every holder exists.
+fn addresses(inventory: &Inventory, found: &mut Violations) {
+    let mut wanted: BTreeMap<std::net::Ipv4Addr, &str> = BTreeMap::new();
+    let vms = inventory
+        .vms
+        .iter()
+        .map(|vm| (vm.address, vm.spec.id.0.as_str()));
+    let load_balancers = inventory.load_balancers.iter().flat_map(|lb| {
+        lb.addresses
+            .iter()
+            .map(|address| (*address, lb.id.as_str()))
+    });
+    for (address, holder) in vms.chain(load_balancers) {
+        if let Some(other) = wanted.insert(address, holder) {
+            found.add("address-twice", address, format!("{other} and {holder}"));
+        }
+    }
+    for (address, lease) in &inventory.addresses {
+        match wanted.remove(address) {
+            Some(holder) if holder == lease.holder => {}
+            Some(holder) => {
+                found.add(
+                    "address-holder",
+                    address,
+                    format!("{holder}, not {}", lease.holder),
+                );
+            }
+            None => found.add("address-leak", address, format!("held by {}", lease.holder)),
+        }
+    }
+    for (address, holder) in wanted {
+        found.add(
+            "address-missing",
+            address,
+            format!("{holder} does not hold it"),
+        );
+    }
+}
+
+fn hypervisors(inventory: &Inventory, found: &mut Violations) {
+    let mut placed = BTreeSet::new();
+    for hypervisor in &inventory.hypervisors {
+        let used = |of: fn(&crate::infra::fleet::Room) -> u32| -> u64 {
+            hypervisor
+                .placed
+                .values()
+                .map(|room| u64::from(of(room)))
+                .sum()
+        };
+        if used(|room| room.vcpus) > u64::from(hypervisor.capacity.vcpus)
+            || used(|room| room.ram_gb) > u64::from(hypervisor.capacity.ram_gb)
+        {
+            found.add("hypervisor-capacity", &hypervisor.name, "over its capacity");
+        }
+        for id in hypervisor.placed.keys() {
+            placed.insert((id.clone(), hypervisor.name.clone()));
+        }
+    }
+    for vm in &inventory.vms {
+        if !placed.remove(&(vm.spec.id.clone(), vm.hypervisor.clone())) {
+            let detail = format!("{} does not know it", vm.hypervisor);
+            found.add("placement-missing", &vm.spec.id, detail);
+        }
+    }
+    for (id, hypervisor) in placed {
+        found.add(
+            "placement-leak",
+            id,
+            format!("still takes room on {hypervisor}"),
+        );
+    }
+}
+
+/// Load balancers and networks belong to clusters that are not DELETED.
+fn cloud_belongings(snapshot: &Snapshot, found: &mut Violations) {
+    let live: BTreeSet<String> = snapshot
+        .clusters
+        .iter()
+        .filter(|cluster| cluster.status != ClusterStatus::Deleted)
+        .map(|cluster| CloudOwner::of_cluster(cluster).to_string())
+        .collect();
+    let load_balancers = snapshot.inventory.load_balancers.iter();
+    let load_balancers = load_balancers.map(|lb| ("load-balancer-leak", &lb.id, &lb.owner));
+    let networks = snapshot.inventory.networks.iter();
+    let networks = networks.map(|network| ("network-leak", &network.id, &network.owner));
+    for (rule, id, owner) in load_balancers.chain(networks) {
+        if CloudOwner::parse(owner).is_some() && !live.contains(owner) {
+            found.add(rule, id, format!("of {owner}"));
+        }
+    }
+}

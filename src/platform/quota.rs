@@ -1,0 +1,267 @@
+//! What an owner may hold, and what it holds.
+//!
+//! Each owner has one ledger: a record that names every control plane and node group with what it
+//! reserves. Whatever creates, grows or removes one rewrites the ledger in the same transaction, compared
+//! on its revision: so the sum can never be exceeded by requests that race, and releasing twice is
+//! releasing once, as the entry is gone.
+//!
+//! Worked example (40 GB): a bundle S holds 12 GB. Two requests for a group of two S workers (24 GB) come
+//! at once; both read the ledger at revision 9 and find that 36 GB would fit. The first commits and the
+//! ledger is at revision 10; the second fails its comparison, reads again, and is refused with 60 GB.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+
+use super::error::PlatformError;
+use super::identity;
+use super::model::{ClusterId, Flavor, OwnerId, Quota, Topology, UsageItem, UsageItemType};
+
+/// vCPU and memory, of one VM or of many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    pub vcpus: u64,
+    /// Units of 1024³ bytes.
+    pub ram_gb: u64,
+}
+
+impl Resources {
+    pub fn of(flavor: Flavor, count: u32) -> Resources {
+        let size = flavor.size();
+        Resources {
+            vcpus: u64::from(size.vcpus) * u64::from(count),
+            ram_gb: u64::from(size.ram_gb) * u64::from(count),
+        }
+    }
+
+    /// Of all VMs of a control plane.
+    pub fn of_control_plane(topology: &Topology) -> Resources {
+        match topology {
+            Topology::AllInOne {
+                flavor,
+                replication_factor,
+            }
+            | Topology::DedicatedCompute {
+                flavor,
+                replication_factor,
+            } => Resources::of(*flavor, u32::from(*replication_factor)),
+            Topology::Distributed { components } => super::model::Component::ALL
+                .into_iter()
+                .map(|component| components.get(component))
+                .map(|config| Resources::of(config.flavor, u32::from(config.replication_factor)))
+                .sum(),
+        }
+    }
+}
+
+impl std::iter::Sum for Resources {
+    fn sum<I: Iterator<Item = Resources>>(parts: I) -> Resources {
+        parts.fold(Resources::default(), |sum, part| Resources {
+            vcpus: sum.vcpus.saturating_add(part.vcpus),
+            ram_gb: sum.ram_gb.saturating_add(part.ram_gb),
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    pub vcpus: u64,
+    pub ram_gb: u64,
+    /// Public addresses for services; two make one load balancer.
+    pub ips: u32,
+}
+
+/// Of every owner that has not asked for more (spec, "Quotas and limits").
+pub const DEFAULT_LIMITS: Limits = Limits {
+    vcpus: 40,
+    ram_gb: 40,
+    ips: 2,
+};
+
+/// What a control plane or a node group reserves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holding {
+    pub cluster: ClusterId,
+    pub item_type: UsageItemType,
+    pub resources: Resources,
+    pub created_at: Timestamp,
+}
+
+/// What an owner holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ledger {
+    pub owner: OwnerId,
+    pub limits: Limits,
+    /// How many identifiers were minted for the owner: see [`identity::mint`].
+    pub minted: u64,
+    /// By the id of the cluster (its control plane) or node group.
+    pub holdings: BTreeMap<String, Holding>,
+}
+
+impl Ledger {
+    pub fn new(owner: OwnerId) -> Ledger {
+        Ledger {
+            owner,
+            limits: DEFAULT_LIMITS,
+            minted: 0,
+            holdings: BTreeMap::new(),
+        }
+    }
+
+    pub fn total(&self) -> Resources {
+        self.holdings
+            .values()
+            .map(|holding| holding.resources)
+            .sum()
+    }
+
+    /// Takes `holdings` in, instead of those with the same ids, if the limits allow all of them.
+    /// What does not grow is always allowed. On an error nothing is changed.
+    pub fn reserve(
+        &mut self,
+        holdings: impl IntoIterator<Item = (String, Holding)>,
+    ) -> Result<(), PlatformError> {
+        let before = self.total();
+        let mut after = self.clone();
+        after.holdings.extend(holdings);
+        let total = after.total();
+        let exceeded = |item: &str, limit: u64, actual: u64, unit: &str| {
+            Err(PlatformError::QuotaExceeded {
+                item: item.to_owned(),
+                limit: format!("{limit}.0 {unit}"),
+                actual: format!("{actual}.0 {unit}"),
+            })
+        };
+        if total.ram_gb > self.limits.ram_gb && total.ram_gb > before.ram_gb {
+            return exceeded("RAM max", self.limits.ram_gb, total.ram_gb, "GB");
+        }
+        if total.vcpus > self.limits.vcpus && total.vcpus > before.vcpus {
+            return exceeded("vCPU max", self.limits.vcpus, total.vcpus, "vCPU");
+        }
+        *self = after;
+        Ok(())
+    }
+
+    /// Gives back what is held under `id`. Nothing, the second time.
+    pub fn release(&mut self, id: &str) {
+        self.holdings.remove(id);
+    }
+
+    pub fn quota(&self) -> Quota {
+        Quota {
+            id: format!("quota_{}", identity::uuid_of(self.owner.as_str())),
+            owner: self.owner.clone(),
+            vcpu_millis_max: self.limits.vcpus.saturating_mul(1000),
+            ram_gb_max: self.limits.ram_gb,
+            ip_max: self.limits.ips,
+        }
+    }
+
+    /// In the order of creation.
+    pub fn usage(&self) -> Vec<UsageItem> {
+        let mut items: Vec<UsageItem> = self
+            .holdings
+            .iter()
+            .map(|(id, holding)| UsageItem {
+                id: format!("usage_{}", identity::uuid_of(id)),
+                cluster_id: holding.cluster.clone(),
+                owner: self.owner.clone(),
+                item_type: holding.item_type,
+                cpu_millicores: holding.resources.vcpus.saturating_mul(1000),
+                ram_bytes: holding.resources.ram_gb.saturating_mul(1 << 30),
+                created_at: holding.created_at,
+                deactivated_at: None,
+            })
+            .collect();
+        items.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        items
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    fn holding(flavor: Flavor, count: u32) -> Holding {
+        Holding {
+            cluster: ClusterId::new(ulid::Ulid(1)),
+            item_type: UsageItemType::NodeGroup,
+            resources: Resources::of(flavor, count),
+            created_at: Timestamp(0),
+        }
+    }
+
+    fn ledger() -> Ledger {
+        Ledger::new("orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap())
+    }
+
+    #[test]
+    fn a_request_over_the_limit_is_told_limit_and_actual() {
+        let check = |flavor, count, expect: Option<&str>| {
+            let mut ledger = ledger();
+            let before = ledger.clone();
+            let outcome = ledger.reserve([("a".to_owned(), holding(flavor, count))]);
+            let text = outcome.err().map(|error| error.to_string());
+            assert_eq!(text.as_deref(), expect);
+            assert_eq!(ledger == before, expect.is_some());
+        };
+        check(Flavor::Xs, 5, None);
+        check(Flavor::Xxs, 10, None);
+        check(
+            Flavor::S,
+            4,
+            Some("Quota exceeded: RAM max: limit = 40.0 GB | actual = 48.0 GB"),
+        );
+        check(
+            Flavor::Xxs,
+            11,
+            Some("Quota exceeded: RAM max: limit = 40.0 GB | actual = 44.0 GB"),
+        );
+    }
+
+    #[test]
+    fn a_holding_is_replaced_not_added() {
+        let mut ledger = ledger();
+        let mut check = |count, fits| {
+            let outcome = ledger.reserve([("a".to_owned(), holding(Flavor::Xs, count))]);
+            assert_eq!(outcome.is_ok(), fits, "{count}");
+        };
+        check(4, true);
+        check(5, true);
+        check(6, false);
+        check(1, true);
+        ledger.release("a");
+        ledger.release("a");
+        assert_eq!(ledger.total(), Resources::default());
+    }
+
+    proptest! {
+        #[test]
+        fn the_limits_hold_whatever_is_asked(
+            requests in proptest::collection::vec((0u8..6, 0usize..6, 0u32..12, any::<bool>()), 0..40),
+        ) {
+            let mut ledger = ledger();
+            for (id, flavor, count, release) in requests {
+                let id = id.to_string();
+                if release {
+                    ledger.release(&id);
+                } else {
+                    let before = ledger.clone();
+                    if ledger.reserve([(id, holding(Flavor::ALL[flavor], count))]).is_err() {
+                        prop_assert_eq!(&ledger, &before);
+                    }
+                }
+                let total = ledger.total();
+                prop_assert!(total.vcpus <= 40 && total.ram_gb <= 40);
+            }
+        }
+    }
+}

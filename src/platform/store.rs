@@ -1,0 +1,453 @@
+//! The platform's records: keys, and the transactions that change them.
+//!
+//! | key under `/cke/` | value |
+//! |---|---|
+//! | `clusters/<owner>/<cluster>` | [`Cluster`], also when deleted |
+//! | `node-groups/<cluster>/<node group>` | [`NodeGroup`] |
+//! | `node-names/<cluster>/<name>` | id of what has the name in that cluster |
+//! | `ledgers/<owner>` | [`Ledger`] |
+//! | `events/<cluster>/<time>/<source>/<number>` | [`DeploymentEvent`] |
+//!
+//! Every change is one transaction that compares the mod revisions of what it was decided from. What
+//! belongs together changes together: a record, its events, its names, its line in the ledger.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use etcd_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use etcd_proto::etcdserverpb::{Compare, RangeRequest, RequestOp, TxnRequest};
+use etcd_proto::mvccpb::KeyValue;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::clock::{Clock, Timestamp};
+use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, prefix_range, put};
+use crate::infra::{self, reflector::Reflector};
+
+use super::deployment_event::DeploymentEvent;
+use super::error::PlatformError;
+use super::model::{Cluster, ClusterId, ClusterStatus, NodeGroup, NodeGroupId, OwnerId};
+use super::quota::Ledger;
+
+pub const CLUSTERS: &str = "/cke/clusters/";
+pub const NODE_GROUPS: &str = "/cke/node-groups/";
+pub const NODE_NAMES: &str = "/cke/node-names/";
+pub const LEDGERS: &str = "/cke/ledgers/";
+const EVENTS: &str = "/cke/events/";
+
+type Result<T> = std::result::Result<T, PlatformError>;
+
+pub fn cluster_key(owner: &OwnerId, id: &ClusterId) -> String {
+    format!("{CLUSTERS}{owner}/{id}")
+}
+
+pub fn node_group_key(cluster: &ClusterId, id: &NodeGroupId) -> String {
+    format!("{NODE_GROUPS}{cluster}/{id}")
+}
+
+pub fn node_groups_of(cluster: &ClusterId) -> String {
+    format!("{NODE_GROUPS}{cluster}/")
+}
+
+pub fn node_names_of(cluster: &ClusterId) -> String {
+    format!("{NODE_NAMES}{cluster}/")
+}
+
+fn node_name_key(cluster: &ClusterId, name: &str) -> String {
+    format!("{NODE_NAMES}{cluster}/{name}")
+}
+
+fn ledger_key(owner: &OwnerId) -> String {
+    format!("{LEDGERS}{owner}")
+}
+
+/// Whose something of the cloud is: what the platform writes as owner there, and reads from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloudOwner {
+    pub owner: OwnerId,
+    pub cluster: ClusterId,
+    pub node_group: Option<NodeGroupId>,
+}
+
+impl CloudOwner {
+    pub fn of_cluster(cluster: &Cluster) -> CloudOwner {
+        CloudOwner {
+            owner: cluster.owner.clone(),
+            cluster: cluster.id.clone(),
+            node_group: None,
+        }
+    }
+
+    pub fn of_node_group(group: &NodeGroup) -> CloudOwner {
+        CloudOwner {
+            owner: group.owner.clone(),
+            cluster: group.cluster.clone(),
+            node_group: Some(group.id.clone()),
+        }
+    }
+
+    /// `None` if it is not one of the platform's.
+    pub fn parse(path: &str) -> Option<CloudOwner> {
+        let mut parts = path.split('/');
+        let owner = parts.next()?.parse().ok()?;
+        let cluster = parts.next()?.parse().ok()?;
+        let node_group = match parts.next() {
+            Some(id) => Some(id.parse().ok()?),
+            None => None,
+        };
+        parts.next().is_none().then_some(CloudOwner {
+            owner,
+            cluster,
+            node_group,
+        })
+    }
+}
+
+impl std::fmt::Display for CloudOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.owner, self.cluster)?;
+        match &self.node_group {
+            Some(id) => write!(f, "/{id}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A record that the platform keeps in view. Events are not among them: they are read when asked for.
+#[derive(Clone, Debug)]
+pub enum Record {
+    Cluster(Cluster),
+    NodeGroup(NodeGroup),
+    NodeName(String),
+    Ledger(Ledger),
+}
+
+pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
+    fn read<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
+        serde_json::from_slice(value)
+            .inspect_err(|error| tracing::error!(key, %error, "cannot read a record"))
+            .ok()
+    }
+    if key.starts_with(CLUSTERS) {
+        read(key, value).map(Record::Cluster)
+    } else if key.starts_with(NODE_GROUPS) {
+        read(key, value).map(Record::NodeGroup)
+    } else if key.starts_with(NODE_NAMES) {
+        read(key, value).map(Record::NodeName)
+    } else if key.starts_with(LEDGERS) {
+        read(key, value).map(Record::Ledger)
+    } else {
+        None
+    }
+}
+
+/// A record as it was read, and the revision that a change of it compares.
+#[derive(Clone, Debug)]
+pub struct Versioned<T> {
+    pub value: T,
+    /// 0 if there is no record yet.
+    pub revision: i64,
+    /// Of the keyspace when it was read.
+    pub read_at: i64,
+}
+
+/// Comparisons and operations that make one change.
+#[derive(Default)]
+pub struct Change {
+    compare: Vec<Compare>,
+    operations: Vec<RequestOp>,
+}
+
+impl Change {
+    pub fn new() -> Change {
+        Change::default()
+    }
+
+    fn write(&mut self, key: String, revision: i64, record: &impl Serialize) -> Result<()> {
+        let value = encode(record)?;
+        self.compare.push(mod_revision_is(key.clone(), revision));
+        self.operations.push(put(key, value));
+        Ok(())
+    }
+
+    /// The record must still be as it was read.
+    pub fn expect_cluster(&mut self, cluster: &Versioned<Cluster>) {
+        let key = cluster_key(&cluster.value.owner, &cluster.value.id);
+        self.compare.push(mod_revision_is(key, cluster.revision));
+    }
+
+    /// Writes the record, and the events that it now counts. `revision` is that of the record before.
+    pub fn cluster(
+        &mut self,
+        cluster: &mut Cluster,
+        revision: i64,
+        events: &[DeploymentEvent],
+    ) -> Result<()> {
+        let id = cluster.id.clone();
+        self.events(&id, id.as_str(), &mut cluster.events, events)?;
+        self.write(cluster_key(&cluster.owner, &id), revision, cluster)
+    }
+
+    /// Writes the record, the events that it now counts, and the names of its nodes.
+    pub fn node_group(
+        &mut self,
+        before: Option<&Versioned<NodeGroup>>,
+        group: &mut NodeGroup,
+        events: &[DeploymentEvent],
+    ) -> Result<()> {
+        self.node_names(before.map(|before| &before.value), group)?;
+        let source = group.id.clone();
+        self.events(&group.cluster, source.as_str(), &mut group.events, events)?;
+        let key = node_group_key(&group.cluster, &group.id);
+        self.write(key, before.map_or(0, |before| before.revision), group)
+    }
+
+    /// Removes the record and the names of its nodes; `last` counts the events.
+    pub fn remove_node_group(
+        &mut self,
+        before: &Versioned<NodeGroup>,
+        last: &mut NodeGroup,
+        events: &[DeploymentEvent],
+    ) -> Result<()> {
+        last.nodes.clear();
+        self.node_names(Some(&before.value), last)?;
+        let source = last.id.clone();
+        self.events(&last.cluster, source.as_str(), &mut last.events, events)?;
+        let key = node_group_key(&last.cluster, &last.id);
+        self.compare
+            .push(mod_revision_is(key.clone(), before.revision));
+        self.operations.push(delete(key));
+        Ok(())
+    }
+
+    fn node_names(&mut self, before: Option<&NodeGroup>, after: &NodeGroup) -> Result<()> {
+        let names = |group: &NodeGroup| -> BTreeSet<(String, String)> {
+            let pair = |node: &super::model::Node| (node.name.clone(), node.id.to_string());
+            group.nodes.iter().map(pair).collect()
+        };
+        let (old, new) = (before.map(names).unwrap_or_default(), names(after));
+        for (name, id) in new.difference(&old) {
+            self.take_name(&after.cluster, name, id)?;
+        }
+        for (name, _) in old.difference(&new) {
+            self.operations
+                .push(delete(node_name_key(&after.cluster, name)));
+        }
+        Ok(())
+    }
+
+    /// Gives a name of a node to `holder`. Fails the change if somebody has it.
+    pub fn take_name(&mut self, cluster: &ClusterId, name: &str, holder: &str) -> Result<()> {
+        self.write(node_name_key(cluster, name), 0, &holder)
+    }
+
+    pub fn free_name(&mut self, cluster: &ClusterId, name: &str) {
+        self.operations.push(delete(node_name_key(cluster, name)));
+    }
+
+    pub fn ledger(&mut self, ledger: &Versioned<Ledger>) -> Result<()> {
+        let key = ledger_key(&ledger.value.owner);
+        self.write(key, ledger.revision, &ledger.value)
+    }
+
+    /// Events are in the order of their keys: time, source, number.
+    fn events(
+        &mut self,
+        cluster: &ClusterId,
+        source: &str,
+        counter: &mut u64,
+        events: &[DeploymentEvent],
+    ) -> Result<()> {
+        for event in events {
+            let time = event.created_at.0;
+            let key = format!("{EVENTS}{cluster}/{time:015}/{source}/{counter:010}");
+            *counter += 1;
+            self.operations.push(put(key, encode(event)?));
+        }
+        Ok(())
+    }
+}
+
+fn encode(record: &impl Serialize) -> Result<Bytes> {
+    serde_json::to_vec(record)
+        .map(Bytes::from)
+        .map_err(|error| PlatformError::Unavailable(format!("cannot write a record: {error}")))
+}
+
+fn read<T: DeserializeOwned>(kv: &KeyValue) -> Result<T> {
+    serde_json::from_slice(&kv.value).map_err(|error| {
+        let key = String::from_utf8_lossy(&kv.key);
+        PlatformError::Unavailable(format!("cannot read the record {key}: {error}"))
+    })
+}
+
+/// Access to the records. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pub client: Client,
+    pub clock: Clock,
+    pub view: Reflector<Record>,
+}
+
+impl Store {
+    /// Makes the change if all that it was decided from still holds; says whether it did. Either way the
+    /// view then shows what the transaction saw.
+    pub async fn commit(&self, change: Change) -> Result<bool> {
+        let Change {
+            compare,
+            mut operations,
+        } = change;
+        operations.push(infra::stamp(self.clock.now()));
+        let response = self
+            .client
+            .txn(TxnRequest {
+                compare,
+                success: operations,
+                failure: Vec::new(),
+            })
+            .await?;
+        self.view.wait_for(header_revision(response.header)).await;
+        Ok(response.succeeded)
+    }
+
+    async fn find<T: DeserializeOwned>(&self, key: String) -> Result<Option<Versioned<T>>> {
+        let found = self.client.get(key).await?;
+        let Some(kv) = found.value else {
+            return Ok(None);
+        };
+        Ok(Some(Versioned {
+            value: read(&kv)?,
+            revision: kv.mod_revision,
+            read_at: found.revision,
+        }))
+    }
+
+    pub async fn find_cluster(
+        &self,
+        owner: &OwnerId,
+        id: &ClusterId,
+    ) -> Result<Option<Versioned<Cluster>>> {
+        self.find(cluster_key(owner, id)).await
+    }
+
+    pub async fn cluster(&self, owner: &OwnerId, id: &ClusterId) -> Result<Versioned<Cluster>> {
+        let found = self.find_cluster(owner, id).await?;
+        found.ok_or_else(|| PlatformError::ClusterNotFound(id.clone()))
+    }
+
+    pub async fn clusters(&self, owner: &OwnerId) -> Result<Vec<Cluster>> {
+        let listed = self.client.list(format!("{CLUSTERS}{owner}/")).await?;
+        let mut clusters = listed
+            .value
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<Cluster>>>()?;
+        clusters.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(clusters)
+    }
+
+    pub async fn find_node_group(
+        &self,
+        cluster: &ClusterId,
+        id: &NodeGroupId,
+    ) -> Result<Option<Versioned<NodeGroup>>> {
+        self.find(node_group_key(cluster, id)).await
+    }
+
+    pub async fn node_group(
+        &self,
+        cluster: &ClusterId,
+        id: &NodeGroupId,
+    ) -> Result<Versioned<NodeGroup>> {
+        let found = self.find_node_group(cluster, id).await?;
+        found.ok_or_else(|| PlatformError::NodeGroupNotFound(id.clone()))
+    }
+
+    pub async fn node_groups(&self, cluster: &ClusterId) -> Result<Vec<NodeGroup>> {
+        let listed = self.client.list(node_groups_of(cluster)).await?;
+        let mut groups = listed
+            .value
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<NodeGroup>>>()?;
+        groups.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(groups)
+    }
+
+    /// A new one if the owner has none yet: it is written with its first entry.
+    pub async fn ledger(&self, owner: &OwnerId) -> Result<Versioned<Ledger>> {
+        let found = self.find(ledger_key(owner)).await?;
+        Ok(found.unwrap_or_else(|| Versioned {
+            value: Ledger::new(owner.clone()),
+            revision: 0,
+            read_at: 0,
+        }))
+    }
+
+    /// Newest first.
+    pub async fn events(&self, cluster: &ClusterId, limit: usize) -> Result<Vec<DeploymentEvent>> {
+        let (key, range_end) = prefix_range(Bytes::from(format!("{EVENTS}{cluster}/")));
+        let response = self
+            .client
+            .range(RangeRequest {
+                key,
+                range_end,
+                limit: i64::try_from(limit).unwrap_or(i64::MAX),
+                sort_order: SortOrder::Descend.into(),
+                sort_target: SortTarget::Key.into(),
+                ..RangeRequest::default()
+            })
+            .await?;
+        response.kvs.iter().map(read).collect()
+    }
+
+    /// The cluster as it is seen, which may be a little behind.
+    pub fn seen_cluster(&self, owner: &OwnerId, id: &ClusterId) -> Option<Arc<Record>> {
+        self.view
+            .get(&cluster_key(owner, id))
+            .map(|stored| stored.record)
+    }
+}
+
+/// Whether a list without a filter shows a cluster.
+pub fn is_listed(status: ClusterStatus, wanted: &[ClusterStatus]) -> bool {
+    if wanted.is_empty() {
+        status != ClusterStatus::Deleted
+    } else {
+        wanted.contains(&status)
+    }
+}
+
+/// What the clock must read at least when it starts; `None` on a fresh store.
+pub async fn last_instant(client: &Client) -> Result<Option<Timestamp>> {
+    Ok(infra::last_reading(client).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_in_the_cloud_is_a_path() {
+        let check = |path: &str, ok: bool| {
+            let parsed = CloudOwner::parse(path);
+            assert_eq!(parsed.is_some(), ok, "{path}");
+            if let Some(owner) = parsed {
+                assert_eq!(owner.to_string(), path);
+            }
+        };
+        let cluster =
+            "orga_3547a882-e464-4c34-8168-add4b3e0c135/kubernetes_01KTREHTR6E4JEY46EPYBKY8XG";
+        check(cluster, true);
+        check(
+            &format!("{cluster}/node_group_01KTREHTR6E4JEY46EPYBKY8XG"),
+            true,
+        );
+        check(
+            &format!("{cluster}/node_group_01KTREHTR6E4JEY46EPYBKY8XG/x"),
+            false,
+        );
+        check("somebody", false);
+    }
+}

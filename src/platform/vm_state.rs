@@ -1,0 +1,38 @@
+//! What the platform sees of a VM that it asked for.
+
+use crate::clock::Timestamp;
+use crate::infra::{Observed, Vm};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmState {
+    Absent,
+    Provisioning { outdated: bool },
+    Running { since: Timestamp, outdated: bool },
+    Failed,
+    Deleting,
+}
+
+impl VmState {
+    /// `guest` is what should run inside.
+    pub fn of(vm: &Vm, guest: &serde_json::Value) -> VmState {
+        let outdated = vm.spec.guest != *guest;
+        match vm.observed {
+            Observed::Provisioning => VmState::Provisioning { outdated },
+            Observed::Running { since } => VmState::Running { since, outdated },
+            Observed::Failed => VmState::Failed,
+            Observed::Deleting => VmState::Deleting,
+        }
+    }
+
+    pub fn is_running(self) -> bool {
+        matches!(self, VmState::Running { .. })
+    }
+
+    /// Something else than it should runs, or will run, inside.
+    pub fn is_outdated(self) -> bool {
+        matches!(
+            self,
+            VmState::Provisioning { outdated: true } | VmState::Running { outdated: true, .. }
+        )
+    }
+}
