@@ -286,7 +286,9 @@ impl Index {
             .get(end)
             .map(|b| Bytes::copy_from_slice(b.first_key()));
         let list = Arc::make_mut(&mut self.blocks);
-        for _ in index..end.min(list.len()) {
+        let mut left = end.min(list.len()).saturating_sub(index);
+        while left > 0 {
+            left -= 1;
             if list[index].superseded == 0 {
                 index += 1;
                 continue;
@@ -475,7 +477,7 @@ mod tests {
             }
             let (start, end) = (name(bounds.0), name(bounds.1));
             let whole = KeyRange { start: Bytes::new(), end: End::Open };
-            let part = KeyRange { start: start.clone().into(), end: End::Before(end.clone().into()) };
+            let part = KeyRange { start: start.into(), end: End::Before(end.into()) };
             let stride = states.len() / 16 + 1;
             for (at, state) in states.iter().enumerate().rev().step_by(stride) {
                 let at = i64::try_from(at).expect("small");

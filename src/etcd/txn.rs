@@ -521,7 +521,7 @@ mod tests {
     #[test]
     fn operations_are_checked_deep_down() {
         let check = |op: RequestOp, expected: Error| {
-            for success in [vec![op.clone()], vec![nested(vec![], vec![op.clone()])]] {
+            for success in [vec![op.clone()], vec![nested(vec![], vec![op])]] {
                 let request = TxnRequest {
                     success,
                     ..TxnRequest::default()
