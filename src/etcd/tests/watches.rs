@@ -7,8 +7,8 @@ use etcd_proto::etcdserverpb::watch_client::WatchClient;
 use etcd_proto::etcdserverpb::watch_create_request::FilterType;
 use etcd_proto::etcdserverpb::watch_request::RequestUnion;
 use etcd_proto::etcdserverpb::{
-    DeleteRangeRequest, TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
-    WatchRequest, WatchResponse,
+    DeleteRangeRequest, PutRequest, TxnRequest, WatchCancelRequest, WatchCreateRequest,
+    WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use etcd_proto::mvccpb::event::EventType;
 use rand::{Rng, SeedableRng};
@@ -368,52 +368,64 @@ async fn a_future_revision_is_waited_for_in_silence() {
 }
 
 /// 15220: progress never runs ahead of events.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn progress_follows_events() {
+    const PUTS: i64 = 2_000;
     let fixture = Fixture::new().await;
     let mut stream = WatchStream::open(&fixture).await;
     stream.create(all(1)).await;
-    let writer = async {
-        for n in 0..200 {
-            fixture.put(&format!("k{}", n % 7), &n.to_string()).await;
-        }
-    };
+    // Two at a time, so that the server is busy while it tells of progress.
+    let writers = (0..2).map(|writer| {
+        let kv = fixture.kv();
+        tokio::spawn(async move {
+            for n in 0..PUTS / 2 {
+                let request = PutRequest {
+                    key: bytes(&format!("k{writer}/{}", n % 7)),
+                    value: bytes(&n.to_string()),
+                    ..PutRequest::default()
+                };
+                kv.clone().put(request).await.expect("put");
+            }
+        })
+    });
+    let mut writers: Vec<_> = writers.collect();
     let requests = stream.requests.clone();
-    let asker = async {
+    writers.push(tokio::spawn(async move {
         let mut random = ChaCha8Rng::seed_from_u64(3);
-        for _ in 0..300 {
-            let union = RequestUnion::ProgressRequest(WatchProgressRequest {});
-            let request = WatchRequest {
-                request_union: Some(union),
-            };
-            requests.send(request).await.expect("sent");
+        let union = RequestUnion::ProgressRequest(WatchProgressRequest {});
+        let request = WatchRequest {
+            request_union: Some(union),
+        };
+        // Until the reader has seen all and is gone.
+        while requests.send(request.clone()).await.is_ok() {
             for _ in 0..random.random_range(0..20) {
                 tokio::task::yield_now().await;
             }
         }
-    };
-    let reader = async {
-        let (mut seen, mut told) = (1, 0);
-        while seen < 201 {
-            let response = stream.next().await;
-            if response.events.is_empty() {
-                assert_eq!(response.watch_id, -1);
-                told = revision(&response);
-                assert!(told <= seen, "progress {told}, but seen only {seen}");
-            }
-            for event in &response.events {
-                let kv = event.kv.as_ref().expect("a key");
-                assert_eq!(
-                    kv.mod_revision,
-                    seen + 1,
-                    "in order, none left out, none twice"
-                );
-                assert!(kv.mod_revision > told);
-                seen = kv.mod_revision;
-            }
+    }));
+    let (mut seen, mut told) = (1, 0);
+    while seen < PUTS + 1 {
+        let response = stream.next().await;
+        if response.events.is_empty() {
+            assert_eq!(response.watch_id, -1);
+            told = revision(&response);
+            assert!(told <= seen, "progress {told}, but seen only {seen}");
         }
-    };
-    tokio::join!(writer, asker, reader);
+        for event in &response.events {
+            let kv = event.kv.as_ref().expect("a key");
+            assert_eq!(
+                kv.mod_revision,
+                seen + 1,
+                "in order, none left out, none twice"
+            );
+            assert!(kv.mod_revision > told);
+            seen = kv.mod_revision;
+        }
+    }
+    drop(stream);
+    for task in writers {
+        task.await.expect("no panic");
+    }
 }
 
 #[tokio::test]
