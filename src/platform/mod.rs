@@ -175,4 +175,6 @@ fn contention(what: impl std::fmt::Display) -> PlatformError {
 }
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
