@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::deployment_event::{EventStatus, OperationKind};
 use super::testing::{BUNDLE, SMALL, World, owner, request};
 use super::*;
-use crate::infra::{Datacenter, Requested};
+use crate::infra::Datacenter;
+use rand::{Rng, SeedableRng};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bundle_is_active_after_about_a_minute() {
@@ -368,66 +369,107 @@ async fn others_find_nothing() {
     assert_eq!(world.status(&id).await, ClusterStatus::Active);
 }
 
-/// Kills the platform and its cloud every few moments of a life: creation with a group, resizes,
-/// deletion. Each still reaches its end.
-async fn survive_kills(every: Duration) {
-    let mut world = World::new().await;
+/// A world that is killed again and again, each time at another transaction.
+struct Killed {
+    world: World,
+    generator: rand_chacha::ChaCha8Rng,
+    kills: u32,
+}
+
+impl Killed {
+    /// Advances by up to a minute, and is killed on the way if something is written.
+    async fn go_on(mut self) -> Killed {
+        let by = Duration::from_secs(self.generator.random_range(5..60));
+        let (number, makes_last) = (self.generator.random_range(1..=3), self.generator.random());
+        let killed = tokio::select! {
+            _ = self.world.clock.advance(by) => false,
+            () = self.world.keyspaces.freeze_at(number, makes_last) => true,
+        };
+        self.kills += u32::from(killed);
+        if !killed {
+            self.world.keyspaces.thaw();
+        }
+        self.world = self.world.kill_and_restart().await;
+        self.world.advance(1).await;
+        // As whoever advances a manual clock does.
+        self.world.cloud.save_reading().await.unwrap();
+        self
+    }
+}
+
+/// A life: creation with a group, resizes, deletion. Each reaches its end, and nothing is left over.
+async fn survive_kills(seed: u64) {
+    let mut killed = Killed {
+        world: World::new().await,
+        generator: rand_chacha::ChaCha8Rng::seed_from_u64(seed),
+        kills: 0,
+    };
     let mut order = request("demo", SMALL);
     order.node_groups = vec![CreateNodeGroup::new("default", Flavor::Xxs, 2)];
-    let view = world
+    let view = killed
+        .world
         .platform
         .create_cluster(&owner(), order)
         .await
         .unwrap();
     let (id, group) = (view.cluster.id.clone(), view.node_groups[0].id.clone());
 
-    for _ in 0..400 {
-        world = kill_while_advancing(world, every).await;
-        let view = world.platform.get_cluster(&owner(), &id).await.unwrap();
+    for _ in 0..200 {
+        killed = killed.go_on().await;
+        let view = killed
+            .world
+            .platform
+            .get_cluster(&owner(), &id)
+            .await
+            .unwrap();
         if view.cluster.status == ClusterStatus::Active
             && view.node_groups[0].status == NodeGroupStatus::Ready
         {
             break;
         }
     }
-    assert_eq!(world.status(&id).await, ClusterStatus::Active);
-    world.check_invariants().await;
+    assert_eq!(killed.world.status(&id).await, ClusterStatus::Active);
+    killed.world.check_invariants().await;
 
     for size in [5, 1] {
-        let resized = world
-            .platform
-            .update_node_group(&owner(), &id, &group, count("default", size))
+        let platform = &killed.world.platform;
+        let patch = count("default", size);
+        let resized = platform
+            .update_node_group(&owner(), &id, &group, patch)
             .await;
         assert_eq!(resized.unwrap().status, NodeGroupStatus::ToResize);
-        for _ in 0..400 {
-            world = kill_while_advancing(world, every).await;
-            if world.group(&id, &group).await.status == NodeGroupStatus::Ready {
+        for _ in 0..200 {
+            killed = killed.go_on().await;
+            if killed.world.group(&id, &group).await.status == NodeGroupStatus::Ready {
                 break;
             }
         }
-        let now = world.group(&id, &group).await;
+        let now = killed.world.group(&id, &group).await;
         assert_eq!(
             (now.status, now.current_node_count),
             (NodeGroupStatus::Ready, size)
         );
-        world.check_invariants().await;
+        killed.world.check_invariants().await;
     }
 
-    world.platform.delete_cluster(&owner(), &id).await.unwrap();
-    for _ in 0..400 {
-        world = kill_while_advancing(world, every).await;
-        if world.status(&id).await == ClusterStatus::Deleted {
+    killed
+        .world
+        .platform
+        .delete_cluster(&owner(), &id)
+        .await
+        .unwrap();
+    for _ in 0..200 {
+        killed = killed.go_on().await;
+        if killed.world.status(&id).await == ClusterStatus::Deleted {
             break;
         }
     }
+    let world = &killed.world;
     assert_eq!(world.status(&id).await, ClusterStatus::Deleted);
-    assert_eq!(used(&world).await, (0, 0));
+    assert_eq!(used(world).await, (0, 0));
     world.check_invariants().await;
-    let left = world.cloud.list_vms();
-    assert!(
-        left.iter().all(|vm| vm.requested == Requested::Deleted),
-        "{left:?}"
-    );
+    world.advance(60).await;
+    assert_eq!(world.cloud.list_vms(), []);
     let events = world
         .platform
         .deployment_events(&owner(), &id, 1000)
@@ -445,36 +487,18 @@ async fn survive_kills(every: Duration) {
         });
         assert_eq!(ended.count(), 1, "{kind} ends once");
     }
+    assert!(
+        killed.kills > 10,
+        "only {} kills within a change",
+        killed.kills
+    );
 }
 
-/// Advances, and kills after so many turns of the executor in the midst of it: they differ each time.
-async fn kill_while_advancing(world: World, by: Duration) -> World {
-    let clock = world.clock.clone();
-    let advancing = tokio::spawn(async move { clock.advance(by).await });
-    let turns = u64::try_from(world.clock.now().0).unwrap() / 7 % 200;
-    for _ in 0..turns {
-        if advancing.is_finished() {
-            break;
-        }
-        tokio::task::yield_now().await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_platform_that_is_killed_again_and_again_loses_nothing() {
+    for seed in 0..12 {
+        survive_kills(seed).await;
     }
-    let world = world.kill_and_restart().await;
-    advancing.abort();
-    // Enough to get on: a world that is always killed at once gets nowhere.
-    world.clock.advance(by).await;
-    // As whoever advances a manual clock does.
-    world.cloud.save_reading().await.unwrap();
-    world
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_platform_that_is_killed_often_loses_nothing() {
-    survive_kills(Duration::from_secs(2)).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_platform_that_is_killed_now_and_then_loses_nothing() {
-    survive_kills(Duration::from_secs(13)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,7 +23,7 @@ use etcd_proto::mvccpb::{Event, KeyValue};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::transport::server::TcpIncoming;
@@ -35,13 +35,78 @@ use crate::etcd::client::{Client, ClientError, Keyspaces};
 #[derive(Default)]
 pub(in crate::platform) struct MemoryKeyspaces {
     clients: Mutex<BTreeMap<String, Client>>,
+    frost: Arc<Frost>,
+}
+
+/// Freezes all servers at a transaction, so that a test can kill what waits for the answer.
+#[derive(Default)]
+struct Frost {
+    plan: Mutex<Option<Plan>>,
+    frozen: Notify,
+}
+
+struct Plan {
+    transactions_left: u32,
+    /// Whether the transaction at which it freezes is made: its client cannot know.
+    makes_last: bool,
+}
+
+impl MemoryKeyspaces {
+    /// Freezes at the `number`-th transaction from now (from 1). Resolves when it has.
+    pub(in crate::platform) async fn freeze_at(&self, number: u32, makes_last: bool) {
+        let frozen = self.frost.frozen.notified();
+        tokio::pin!(frozen);
+        frozen.as_mut().enable();
+        *self.frost.plan.lock() = Some(Plan {
+            transactions_left: number,
+            makes_last,
+        });
+        frozen.await;
+    }
+
+    /// Goes on serving. What waited for an answer gets none.
+    pub(in crate::platform) fn thaw(&self) {
+        *self.frost.plan.lock() = None;
+    }
+}
+
+enum Weather {
+    Fine,
+    /// Make the transaction, do not answer.
+    FreezeAfter,
+    FreezeBefore,
+}
+
+impl Frost {
+    fn weather(&self) -> Weather {
+        let mut plan = self.plan.lock();
+        let Some(plan) = plan.as_mut() else {
+            return Weather::Fine;
+        };
+        match plan.transactions_left {
+            0 => Weather::FreezeBefore,
+            1 => {
+                plan.transactions_left = 0;
+                self.frozen.notify_waiters();
+                if plan.makes_last {
+                    Weather::FreezeAfter
+                } else {
+                    Weather::FreezeBefore
+                }
+            }
+            _ => {
+                plan.transactions_left -= 1;
+                Weather::Fine
+            }
+        }
+    }
 }
 
 impl Keyspaces for MemoryKeyspaces {
     fn client(&self, keyspace: &str) -> Client {
         let mut clients = self.clients.lock();
-        let client = clients.entry(keyspace.to_owned()).or_insert_with(serve);
-        client.clone()
+        let client = clients.entry(keyspace.to_owned());
+        client.or_insert_with(|| serve(&self.frost)).clone()
     }
 
     fn remove<'a>(&'a self, keyspace: &'a str) -> BoxFuture<'a, Result<(), ClientError>> {
@@ -52,7 +117,7 @@ impl Keyspaces for MemoryKeyspaces {
     }
 }
 
-fn serve() -> Client {
+fn serve(frost: &Arc<Frost>) -> Client {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.set_nonblocking(true).expect("a listener");
     let address = listener.local_addr().expect("an address");
@@ -63,6 +128,7 @@ fn serve() -> Client {
             ..State::default()
         })),
         revision: Arc::new(watch::Sender::new(1)),
+        frost: Arc::clone(frost),
     };
     tokio::spawn(
         tonic::transport::Server::builder()
@@ -78,6 +144,7 @@ fn serve() -> Client {
 struct Keyspace {
     state: Arc<Mutex<State>>,
     revision: Arc<watch::Sender<i64>>,
+    frost: Arc<Frost>,
 }
 
 #[derive(Default)]
@@ -314,7 +381,14 @@ impl Kv for Keyspace {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let weather = self.frost.weather();
+        if let Weather::FreezeBefore = weather {
+            return std::future::pending().await;
+        }
         let outcome = self.change(|state| state.txn(request.into_inner()));
+        if let Weather::FreezeAfter = weather {
+            return std::future::pending().await;
+        }
         outcome.map(Response::new)
     }
 

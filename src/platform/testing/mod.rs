@@ -113,7 +113,7 @@ impl ClusterApi for FakeKubernetes {
 
 /// A platform, its cloud and its clock; the store and the Kubernetes layer outlive it.
 pub(super) struct World {
-    pub keyspaces: SharedKeyspaces,
+    pub keyspaces: Arc<MemoryKeyspaces>,
     pub kubernetes: Arc<FakeKubernetes>,
     pub clock: Clock,
     pub cloud: Cloud,
@@ -132,16 +132,17 @@ impl World {
     }
 
     async fn start(
-        keyspaces: SharedKeyspaces,
+        keyspaces: Arc<MemoryKeyspaces>,
         kubernetes: Arc<FakeKubernetes>,
         seed: u64,
         origin: Timestamp,
     ) -> World {
+        let shared: SharedKeyspaces = keyspaces.clone();
         let clock = Clock::new(TimeScale::Manual, origin);
-        let config = CloudConfig::new(keyspaces.clone(), clock.clone(), seed);
+        let config = CloudConfig::new(shared.clone(), clock.clone(), seed);
         let cloud = Cloud::start(config).await.expect("the cloud starts");
         let platform = Platform::start(PlatformConfig {
-            keyspaces: keyspaces.clone(),
+            keyspaces: shared,
             clock: clock.clone(),
             cloud: cloud.clone(),
             kubernetes: kubernetes.clone(),
@@ -163,7 +164,9 @@ impl World {
     pub async fn kill_and_restart(self) -> World {
         self.platform.abort().await;
         self.cloud.abort().await;
-        let origin = super::last_instant(&self.keyspaces)
+        self.keyspaces.thaw();
+        let shared: SharedKeyspaces = self.keyspaces.clone();
+        let origin = super::last_instant(&shared)
             .await
             .expect("the store can be read")
             .expect("the clock was kept");
