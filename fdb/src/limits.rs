@@ -1,0 +1,18 @@
+//! FoundationDB's limits, enforced by every engine.
+
+use std::time::Duration;
+
+/// Longest key, in bytes (error 2102).
+pub const KEY_SIZE_LIMIT: usize = 10_000;
+/// Longest value, in bytes (error 2103).
+pub const VALUE_SIZE_LIMIT: usize = 100_000;
+/// Largest transaction, in bytes (error 2101): the keys and values it writes, and its conflict ranges.
+pub const TRANSACTION_SIZE_LIMIT: usize = 10_000_000;
+/// A transaction may read and commit for this long after it took its read version (error 1007).
+pub const TRANSACTION_LIFE: Duration = Duration::from_secs(5);
+/// Watches that one database holds at a time (error 1032).
+pub const MAX_WATCHES: usize = 10_000;
+/// Versions advance by about this many per second.
+pub const VERSIONS_PER_SECOND: i64 = 1_000_000;
+/// The end of the keys that a user may write: keys are in `"" .. "\xff"`.
+pub(crate) const MAX_KEY: &[u8] = b"\xff";

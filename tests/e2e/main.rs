@@ -1,0 +1,26 @@
+//! The real `cke`, driven by the real clients: clever-tools, kubectl, etcdctl, the crate `kube`.
+//! (`etcd-client` has a crate of its own, `tests/etcd-client`, because its build needs protoc.)
+//!
+//! Every test starts a `cke` of its own on free ports, and [`harness::Cke::finish`] asks it for
+//! broken invariants at the end. Time runs a few hundred times faster than real time, or by hand.
+
+mod clever;
+mod command;
+mod etcdctl;
+mod harness;
+mod http;
+mod kubectl;
+
+mod access;
+mod crash;
+mod determinism;
+mod kube_client;
+mod kubernetes;
+mod lifecycle;
+mod login;
+mod main_job;
+mod materia_etcd;
+mod options;
+mod rejections;
+mod topologies;
+mod transport;

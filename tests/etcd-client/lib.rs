@@ -1,0 +1,1 @@
+//! Only tests, in `tests/`: Materia etcd with the crate `etcd-client`.
