@@ -641,3 +641,6 @@ fn hypervisor_key(name: &str) -> String {
 fn address_key(address: Ipv4Addr) -> String {
     format!("{}{address}", record::ADDRESS)
 }
+
+#[cfg(test)]
+mod tests;

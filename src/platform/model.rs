@@ -363,11 +363,12 @@ impl Component {
     }
 }
 
+/// An enum whose variants have one spelling, on the wire and in records.
 macro_rules! wire_enum {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum $name { $(#[serde(rename = $text)] $variant),+ }
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
 
         impl $name {
             pub const ALL: &'static [$name] = &[$($name::$variant),+];
@@ -396,6 +397,8 @@ macro_rules! wire_enum {
         }
     };
 }
+
+pub(super) use wire_enum;
 
 wire_enum! {
     /// `TO_*` is asked for, `*ING` is under way.

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::clock::TimeScale;
+
 use super::deployment_event::{EventStatus, OperationKind};
 use super::testing::{BUNDLE, SMALL, World, owner, request};
 use super::*;
@@ -531,6 +533,41 @@ async fn two_runs_with_one_seed_have_one_history() {
         histories.push((view, events, vms));
     }
     assert!(histories[0] == histories[1], "{histories:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_lives_go_on_side_by_side_on_a_clock_that_runs() {
+    let world = World::at(TimeScale::Factor(200.0)).await;
+    let lives = (0..3).map(|number| {
+        let (platform, clock) = (world.platform.clone(), world.clock.clone());
+        tokio::spawn(async move {
+            let mut order = request(&format!("demo-{number}"), SMALL);
+            order.node_groups = vec![CreateNodeGroup::new("default", Flavor::Xxs, 1)];
+            let view = platform.create_cluster(&owner(), order).await.unwrap();
+            let id = view.cluster.id;
+            let mut deleted = false;
+            // Ten minutes of the clock's time.
+            for _ in 0..600 {
+                let view = platform.get_cluster(&owner(), &id).await.unwrap();
+                let group = view.node_groups.first().map(|group| group.status);
+                match (view.cluster.status, group) {
+                    (ClusterStatus::Active, Some(NodeGroupStatus::Ready)) if !deleted => {
+                        platform.delete_cluster(&owner(), &id).await.unwrap();
+                        deleted = true;
+                    }
+                    (ClusterStatus::Deleted, _) => return,
+                    _ => {}
+                }
+                clock.sleep(Duration::from_secs(1)).await;
+            }
+            panic!("{:#?}", platform.get_cluster(&owner(), &id).await);
+        })
+    });
+    for life in futures::future::join_all(lives).await {
+        life.unwrap();
+    }
+    world.check_invariants().await;
+    assert_eq!(used(&world).await, (0, 0));
 }
 
 fn names(group: &NodeGroup) -> Vec<String> {

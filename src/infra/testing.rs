@@ -1,4 +1,4 @@
-//! As much of an etcd as this layer's tests need, in memory: revisions, transactions on mod revisions,
+//! As much of an etcd as the tests of this layer and of the platform need, in memory: revisions, transactions on mod revisions,
 //! watches with replay. It speaks gRPC, as the tests are of a client of the etcd API.
 
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ use crate::etcd::client::{Client, ClientError, Keyspaces};
 
 /// Keyspaces in memory, each with a server of its own on 127.0.0.1.
 #[derive(Default)]
-pub(in crate::platform) struct MemoryKeyspaces {
+pub(crate) struct MemoryKeyspaces {
     clients: Mutex<BTreeMap<String, Client>>,
     frost: Arc<Frost>,
 }
@@ -53,7 +53,7 @@ struct Plan {
 
 impl MemoryKeyspaces {
     /// Freezes at the `number`-th transaction from now (from 1). Resolves when it has.
-    pub(in crate::platform) async fn freeze_at(&self, number: u32, makes_last: bool) {
+    pub(crate) async fn freeze_at(&self, number: u32, makes_last: bool) {
         let frozen = self.frost.frozen.notified();
         tokio::pin!(frozen);
         frozen.as_mut().enable();
@@ -65,7 +65,7 @@ impl MemoryKeyspaces {
     }
 
     /// Goes on serving. What waited for an answer gets none.
-    pub(in crate::platform) fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         *self.frost.plan.lock() = None;
     }
 }

@@ -1,7 +1,5 @@
 //! What the tests of this layer stand on: a platform with a manual clock, in-process.
 
-mod etcd;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +9,8 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
+use crate::infra::testing::MemoryKeyspaces;
 use crate::infra::{Cloud, CloudConfig};
-
-use etcd::MemoryKeyspaces;
 
 use super::cluster_api::{ClusterApi, ClusterApiError};
 use super::{
@@ -122,23 +119,23 @@ pub(super) struct World {
 
 impl World {
     pub async fn new() -> World {
-        World::start(
-            Arc::new(MemoryKeyspaces::default()),
-            Arc::default(),
-            0,
-            ORIGIN,
-        )
-        .await
+        World::at(TimeScale::Manual).await
+    }
+
+    pub async fn at(scale: TimeScale) -> World {
+        let keyspaces = Arc::new(MemoryKeyspaces::default());
+        World::start(keyspaces, Arc::default(), scale, ORIGIN).await
     }
 
     async fn start(
         keyspaces: Arc<MemoryKeyspaces>,
         kubernetes: Arc<FakeKubernetes>,
-        seed: u64,
+        scale: TimeScale,
         origin: Timestamp,
     ) -> World {
         let shared: SharedKeyspaces = keyspaces.clone();
-        let clock = Clock::new(TimeScale::Manual, origin);
+        let clock = Clock::new(scale, origin);
+        let seed = 0;
         let config = CloudConfig::new(shared.clone(), clock.clone(), seed);
         let cloud = Cloud::start(config).await.expect("the cloud starts");
         let platform = Platform::start(PlatformConfig {
@@ -171,7 +168,7 @@ impl World {
             .expect("the store can be read")
             .expect("the clock was kept");
         assert!(origin <= self.clock.now(), "the clock was never there");
-        World::start(self.keyspaces, self.kubernetes, 0, origin).await
+        World::start(self.keyspaces, self.kubernetes, self.clock.scale(), origin).await
     }
 
     pub async fn advance(&self, seconds: u64) {
