@@ -43,6 +43,7 @@ pub(crate) struct MemoryKeyspaces {
 struct Frost {
     plan: Mutex<Option<Plan>>,
     frozen: Notify,
+    cut: Notify,
 }
 
 struct Plan {
@@ -62,6 +63,11 @@ impl MemoryKeyspaces {
             makes_last,
         });
         frozen.await;
+    }
+
+    /// Ends every watch that is open.
+    pub(crate) fn cut_watches(&self) {
+        self.frost.cut.notify_waiters();
     }
 
     /// Goes on serving. What waited for an answer gets none.
@@ -347,6 +353,7 @@ impl Keyspace {
             }
             tokio::select! {
                 changed = revision.changed() => changed.ok()?,
+                () = self.frost.cut.notified() => return None,
                 request = requests.message() => { request.ok()??; }
             }
         }
