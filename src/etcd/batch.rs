@@ -1,0 +1,268 @@
+//! A batch: requests evaluated one after the other, each against what those before it left, to be
+//! made durable together.
+//!
+//! Worked example. At revision 7 three requests wait: a put of `a`, a delete of nothing, a put of
+//! `b`. The batch evaluates them to revisions 8, 8 and 9, writes `log/8/0`, `log/9/0` and a head of
+//! 9 in one store transaction, and only then are the three answered.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use etcd_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, TxnRequest};
+use parking_lot::Mutex;
+
+use super::encoding::Subspace;
+use super::error::Error;
+use super::event::RevisionEvents;
+use super::lease::{self, LeaseBook};
+use super::store::Writes;
+use super::txn::{DeleteAnswer, Execution, PutAnswer, TxnAnswer};
+use super::view::{Fault, Fetched, Overlay, Staged, State, View as _};
+use crate::clock::Timestamp;
+
+/// What the sequencer is asked to do. Validated already.
+#[derive(Debug)]
+pub enum Command {
+    Put(PutRequest),
+    Delete(DeleteRangeRequest),
+    Txn(TxnRequest),
+    Compact(i64),
+    /// With id 0 the lease gets a random one.
+    Grant {
+        id: i64,
+        ttl: i64,
+    },
+    Revoke(i64),
+    /// Revokes the lease if it has run out.
+    Expire(i64),
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    Put(PutAnswer),
+    Delete(DeleteAnswer),
+    Txn(TxnAnswer),
+    /// The revision now.
+    Done {
+        revision: i64,
+    },
+    /// TTL in seconds.
+    Granted {
+        revision: i64,
+        id: i64,
+        ttl: i64,
+    },
+}
+
+/// What happens to leases, in order.
+#[derive(Clone, Copy, Debug)]
+pub enum LeaseChange {
+    Grant { id: i64, ttl: i64 },
+    Revoke { id: i64 },
+}
+
+/// What a batch is evaluated in.
+pub struct Context<'a> {
+    pub state: &'a State,
+    pub leases: &'a Mutex<LeaseBook>,
+    pub space: Subspace,
+    pub now: Timestamp,
+}
+
+pub struct Batch {
+    overlay: Overlay,
+    pub revision: i64,
+    pub compacted: i64,
+    pub events: Vec<Arc<RevisionEvents>>,
+    pub writes: Writes,
+    /// In order, each with the number of [`Batch::events`] before it.
+    pub lease_changes: Vec<(usize, LeaseChange)>,
+    /// Leases granted (true) or revoked in this batch.
+    staged_leases: HashMap<i64, bool>,
+}
+
+impl Batch {
+    pub fn new(state: &State) -> Batch {
+        Batch {
+            overlay: Overlay::default(),
+            revision: state.revision,
+            compacted: state.compacted,
+            events: Vec::new(),
+            writes: Writes::default(),
+            lease_changes: Vec::new(),
+            staged_leases: HashMap::new(),
+        }
+    }
+
+    /// Whether nothing has to be made durable.
+    pub fn is_read_only(&self, state: &State) -> bool {
+        self.writes.is_empty()
+            && self.revision == state.revision
+            && self.compacted == state.compacted
+    }
+
+    /// Evaluates one command. If it is refused, or needs values first, the batch is as before.
+    pub fn evaluate(
+        &mut self,
+        context: &Context<'_>,
+        command: &Command,
+        fetched: &Fetched,
+    ) -> Result<Answer, Fault> {
+        match command {
+            Command::Put(request) => self.execute(context, fetched, |execution| {
+                execution.put(request).map(Answer::Put)
+            }),
+            Command::Delete(request) => self.execute(context, fetched, |execution| {
+                Ok(Answer::Delete(execution.delete(request)))
+            }),
+            Command::Txn(request) => self.execute(context, fetched, |execution| {
+                execution.txn(request).map(Answer::Txn)
+            }),
+            Command::Compact(revision) => Ok(self.compact(*revision)?),
+            Command::Grant { id, ttl } => Ok(self.grant(context, *id, *ttl)?),
+            Command::Revoke(id) => {
+                if !self.lease_exists(context, *id) {
+                    return Err(Error::LeaseNotFound.into());
+                }
+                self.revoke(context, *id)
+            }
+            Command::Expire(id) => {
+                let granted_now = self.staged_leases.contains_key(id);
+                if !granted_now && context.leases.lock().is_expired(*id, context.now) {
+                    self.revoke(context, *id)
+                } else {
+                    Ok(self.done())
+                }
+            }
+        }
+    }
+
+    fn done(&self) -> Answer {
+        Answer::Done {
+            revision: self.revision,
+        }
+    }
+
+    fn lease_exists(&self, context: &Context<'_>, id: i64) -> bool {
+        match self.staged_leases.get(&id) {
+            Some(granted) => *granted,
+            None => context.leases.lock().contains(id),
+        }
+    }
+
+    fn execute<T>(
+        &mut self,
+        context: &Context<'_>,
+        fetched: &Fetched,
+        run: impl FnOnce(&mut Execution<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let staged_leases = &self.staged_leases;
+        let lease_exists = |id: i64| match staged_leases.get(&id) {
+            Some(granted) => *granted,
+            None => context.leases.lock().contains(id),
+        };
+        let view = Staged {
+            state: context.state,
+            overlay: &mut self.overlay,
+            revision: self.revision,
+            compacted: self.compacted,
+        };
+        let mut execution = Execution::new(view, &lease_exists, fetched);
+        let outcome = run(&mut execution);
+        if outcome.is_err() {
+            execution.roll_back();
+            return outcome;
+        }
+        let revision = execution.view.revision;
+        let events = std::mem::take(&mut execution.changes);
+        if !events.is_empty() {
+            for event in &events {
+                self.writes.record(context.space, &event.record);
+            }
+            self.revision = revision;
+            self.events
+                .push(Arc::new(RevisionEvents::new(revision, events)));
+        }
+        outcome
+    }
+
+    fn compact(&mut self, revision: i64) -> Result<Answer, Error> {
+        if revision <= self.compacted {
+            return Err(Error::Compacted);
+        }
+        if revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        self.compacted = revision;
+        Ok(self.done())
+    }
+
+    fn grant(&mut self, context: &Context<'_>, id: i64, ttl: i64) -> Result<Answer, Error> {
+        let ttl = lease::granted_ttl(ttl)?;
+        let id = if id == 0 {
+            self.free_lease_id(context)
+        } else if self.lease_exists(context, id) {
+            return Err(Error::LeaseExists);
+        } else {
+            id
+        };
+        self.writes.grant(context.space, id, ttl);
+        self.staged_leases.insert(id, true);
+        self.change_lease(LeaseChange::Grant { id, ttl });
+        Ok(Answer::Granted {
+            revision: self.revision,
+            id,
+            ttl,
+        })
+    }
+
+    fn free_lease_id(&self, context: &Context<'_>) -> i64 {
+        loop {
+            // Positive, as etcd's are: some clients print them as such.
+            let id = rand::random::<i64>() & i64::MAX;
+            if id != 0 && !self.lease_exists(context, id) {
+                return id;
+            }
+        }
+    }
+
+    fn revoke(&mut self, context: &Context<'_>, id: i64) -> Result<Answer, Fault> {
+        let mut keys: BTreeSet<Bytes> = context.leases.lock().keys(id).into_iter().collect();
+        keys.extend(self.overlay.keys_of_lease(id).cloned());
+        self.execute(context, &Fetched::new(), |execution| {
+            let view = &execution.view;
+            let doomed: Vec<_> = keys
+                .iter()
+                .filter_map(|key| view.get(key, view.revision))
+                .filter(|record| record.lease == id)
+                .collect();
+            execution.delete_records(&doomed);
+            Ok(())
+        })?;
+        self.writes.revoke(context.space, id);
+        self.staged_leases.insert(id, false);
+        self.change_lease(LeaseChange::Revoke { id });
+        Ok(self.done())
+    }
+
+    fn change_lease(&mut self, change: LeaseChange) {
+        self.lease_changes.push((self.events.len(), change));
+    }
+
+    /// Makes the book of leases what the batch has made of it.
+    pub fn apply_to_leases(&self, leases: &mut LeaseBook, now: Timestamp) {
+        let mut changes = self.lease_changes.iter().peekable();
+        for at in 0..=self.events.len() {
+            while let Some((_, change)) = changes.next_if(|(before, _)| *before == at) {
+                match *change {
+                    LeaseChange::Grant { id, ttl } => leases.grant(id, ttl, now),
+                    LeaseChange::Revoke { id } => leases.revoke(id),
+                }
+            }
+            if let Some(events) = self.events.get(at) {
+                leases.apply(events);
+            }
+        }
+    }
+}

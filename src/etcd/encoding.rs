@@ -1,0 +1,213 @@
+//! How keyspaces are laid out in the store.
+//!
+//! | key | holds |
+//! |---|---|
+//! | `i` | this store's cluster and member id |
+//! | `n` name | the keyspace's number |
+//! | `c` | how many numbers were given out |
+//! | `k` number `h` | [`Head`] |
+//! | `k` number `l` revision sub | one change: the record, or its length if it is in chunks |
+//! | `k` number `b` revision sub chunk | a chunk of a record over [`CHUNK_BYTES`] |
+//! | `k` number `e` lease id | the lease |
+//!
+//! The log is all there is of a key: the index in memory says which of its entries are live, and
+//! is made from the log when the keyspace is loaded. So a put costs one store key, 18 bytes long and
+//! greater than all before it (an append to the newest block, in every ordered store), its record,
+//! and a share of the batch's `head`. The same entries replay watches, and tell other servers on
+//! the same store what happened. Compaction clears entries that no revision from the compacted one
+//! on can see.
+//!
+//! Keys of etcd are inside the records, never part of a store key, so the store's limit on
+//! keys does not limit them.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+
+use super::record::Revision;
+
+/// Records over this size are cut up. FoundationDB takes values up to 100,000 bytes.
+pub const CHUNK_BYTES: usize = 90_000;
+/// First byte of a log entry whose record is in chunks; the length follows.
+pub const CHUNKED: u8 = 0xff;
+
+pub const IDENTITY: &[u8] = b"i";
+pub const KEYSPACE_COUNT: &[u8] = b"c";
+
+pub fn keyspace_name(name: &str) -> Bytes {
+    let mut key = BytesMut::with_capacity(1 + name.len());
+    key.put_u8(b'n');
+    key.put_slice(name.as_bytes());
+    key.freeze()
+}
+
+/// The part of the store that one keyspace has to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subspace(pub u32);
+
+impl Subspace {
+    fn key(self, kind: u8, capacity: usize) -> BytesMut {
+        let mut key = BytesMut::with_capacity(6 + capacity);
+        key.put_u8(b'k');
+        key.put_u32(self.0);
+        key.put_u8(kind);
+        key
+    }
+
+    /// Everything of the keyspace.
+    pub fn all(self) -> (Bytes, Bytes) {
+        (self.key(0, 0).freeze(), self.key(0xff, 0).freeze())
+    }
+
+    pub fn head(self) -> Bytes {
+        self.key(b'h', 0).freeze()
+    }
+
+    pub fn log(self, revision: Revision) -> Bytes {
+        self.at(b'l', revision, 0).freeze()
+    }
+
+    /// The log from a revision on.
+    pub fn log_from(self, main: i64) -> Bytes {
+        self.log(Revision { main, sub: 0 })
+    }
+
+    pub fn log_end(self) -> Bytes {
+        self.key(b'l' + 1, 0).freeze()
+    }
+
+    pub fn chunk(self, revision: Revision, chunk: u16) -> Bytes {
+        let mut key = self.at(b'b', revision, 2);
+        key.put_u16(chunk);
+        key.freeze()
+    }
+
+    /// The chunks of one record, or of all from a revision on.
+    pub fn chunks(self, revision: Revision) -> (Bytes, Bytes) {
+        let next = Revision {
+            sub: revision.sub.saturating_add(1),
+            ..revision
+        };
+        let end = self.at(b'b', next, 0).freeze();
+        (self.at(b'b', revision, 0).freeze(), end)
+    }
+
+    pub fn chunks_end(self) -> Bytes {
+        self.key(b'b' + 1, 0).freeze()
+    }
+
+    pub fn lease(self, id: i64) -> Bytes {
+        let mut key = self.key(b'e', 8);
+        key.put_i64(id);
+        key.freeze()
+    }
+
+    pub fn leases(self) -> (Bytes, Bytes) {
+        (self.key(b'e', 0).freeze(), self.key(b'e' + 1, 0).freeze())
+    }
+
+    fn at(self, kind: u8, revision: Revision, capacity: usize) -> BytesMut {
+        let mut key = self.key(kind, 12 + capacity);
+        key.put_i64(revision.main);
+        key.put_u32(revision.sub);
+        key
+    }
+
+    /// The revision in a log entry's key.
+    pub fn parse_log(self, key: &[u8]) -> Option<Revision> {
+        let rest: &[u8; 12] = key
+            .strip_prefix(self.key(b'l', 0).as_ref())?
+            .try_into()
+            .ok()?;
+        let (main, sub) = rest.split_at(8);
+        Some(Revision {
+            main: i64::from_be_bytes(main.try_into().ok()?),
+            sub: u32::from_be_bytes(sub.try_into().ok()?),
+        })
+    }
+
+    pub fn parse_lease(self, key: &[u8]) -> Option<i64> {
+        let id = key.strip_prefix(self.key(b'e', 0).as_ref())?;
+        Some(i64::from_be_bytes(id.try_into().ok()?))
+    }
+}
+
+/// Names one batch of the sequencer, so that after an unknown commit result one can look.
+pub type BatchId = [u8; 16];
+
+/// How far the keyspace has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub revision: i64,
+    /// Greatest revision compacted, or -1.
+    pub compacted: i64,
+    /// The batch that wrote this head.
+    pub batch: BatchId,
+    /// The log may hold entries after `revision`: parts of a batch that was too large for one
+    /// transaction of the store. They do not count until a head counts them in.
+    pub spilled: bool,
+}
+
+const HEAD_LEN: usize = 8 + 8 + 16 + 1;
+
+impl Head {
+    pub fn encode(&self) -> Bytes {
+        let mut value = BytesMut::with_capacity(HEAD_LEN);
+        value.put_i64(self.revision);
+        value.put_i64(self.compacted);
+        value.put_slice(&self.batch);
+        value.put_u8(u8::from(self.spilled));
+        value.freeze()
+    }
+
+    pub fn decode(value: &[u8]) -> Option<Head> {
+        let value: &[u8; HEAD_LEN] = value.try_into().ok()?;
+        Some(Head {
+            revision: i64::from_be_bytes(value[..8].try_into().ok()?),
+            compacted: i64::from_be_bytes(value[8..16].try_into().ok()?),
+            batch: value[16..32].try_into().ok()?,
+            spilled: value[32] != 0,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_keep_the_order_of_revisions() {
+        let space = Subspace(7);
+        let revisions = [
+            (1, 0),
+            (1, 1),
+            (2, 0),
+            (255, 9),
+            (256, 0),
+            (i64::MAX, u32::MAX),
+        ]
+        .map(|(main, sub)| Revision { main, sub });
+        let keys = revisions.map(|revision| space.log(revision));
+        assert!(keys.is_sorted());
+        assert!(keys.iter().all(|key| *key < space.log_end()));
+        assert_eq!(keys.map(|key| space.parse_log(&key)), revisions.map(Some));
+        assert_eq!(Subspace(8).parse_log(&keys_of_other()), None);
+        let (start, end) = space.all();
+        assert!(start < space.head() && space.lease(-1) < end);
+        assert_eq!(space.parse_lease(&space.lease(-5)), Some(-5));
+    }
+
+    fn keys_of_other() -> Bytes {
+        Subspace(7).log_from(1)
+    }
+
+    #[test]
+    fn heads_read_back() {
+        let head = Head {
+            revision: 9,
+            compacted: -1,
+            batch: [3; 16],
+            spilled: true,
+        };
+        assert_eq!(Head::decode(&head.encode()), Some(head));
+        assert_eq!(Head::decode(&head.encode()[1..]), None);
+    }
+}

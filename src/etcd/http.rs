@@ -1,0 +1,84 @@
+//! The plain HTTP endpoints beside gRPC: `/health`, `/version`, `/livez`, `/readyz`.
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use tonic::body::Body;
+
+use super::VERSION;
+use super::service::Backend;
+
+/// Cluster and storage version: etcd announces the minor release.
+const MINOR_VERSION: &str = "3.6.0";
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+const LIVEZ_CHECKS: &[&str] = &["serializable_read"];
+const READYZ_CHECKS: &[&str] = &["data_corruption", "linearizable_read", "serializable_read"];
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(body))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    response
+}
+
+/// Answers a request that is not gRPC.
+pub async fn call<B>(backend: &Backend, request: &Request<B>) -> Response<Body> {
+    let path = request.uri().path();
+    let checks = match path {
+        "/health" | "/version" => &[],
+        "/livez" => LIVEZ_CHECKS,
+        "/readyz" => READYZ_CHECKS,
+        _ => {
+            let text = String::from("404 page not found\n");
+            return answer(StatusCode::NOT_FOUND, TEXT, text);
+        }
+    };
+    if request.method() != Method::GET {
+        let text = String::from("Method Not Allowed\n");
+        let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+        let get = header::HeaderValue::from_static("GET");
+        response.headers_mut().insert(header::ALLOW, get);
+        return response;
+    }
+    if path == "/version" {
+        let body = format!(
+            r#"{{"etcdserver":"{VERSION}","etcdcluster":"{MINOR_VERSION}","storage":"{MINOR_VERSION}"}}"#
+        );
+        return answer(StatusCode::OK, JSON, body);
+    }
+    let failure = backend.check_health().await.err();
+    let status = match failure {
+        None => StatusCode::OK,
+        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    if path == "/health" {
+        let reason = failure.map_or_else(String::new, |error| format!("RANGE ERROR:{error}"));
+        let body = format!(
+            r#"{{"health":"{}","reason":"{reason}"}}"#,
+            reason.is_empty()
+        );
+        return answer(status, JSON, body);
+    }
+    let verbose = request
+        .uri()
+        .query()
+        .is_some_and(|query| query.split('&').any(|pair| pair.starts_with("verbose")));
+    let mut body = String::new();
+    if verbose || failure.is_some() {
+        for check in checks {
+            body += &match failure {
+                None => format!("[+]{check} ok\n"),
+                Some(error) => format!("[-]{check} failed: {error}\n"),
+            };
+        }
+    }
+    if failure.is_none() {
+        body += "ok\n";
+    }
+    answer(status, TEXT, body)
+}

@@ -1,0 +1,189 @@
+//! A keyspace: one whole etcd, with its own revisions, leases, watchers and compaction.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::batch::{Answer, Command};
+use super::cache::{CachedBytes, CachedValues};
+use super::error::Error;
+use super::key_range::{End, KeyRange};
+use super::lease::LeaseBook;
+use super::record::Revision;
+use super::sequencer::{QUEUE_LEN, Queued, Sequencer};
+use super::store::{Store, StoreError};
+use super::view::{Fetched, State};
+use super::watch::hub::Hub;
+use crate::clock::Clock;
+
+/// Blocks of the index that compaction works on while readers wait.
+const COMPACTION_BLOCKS: usize = 8;
+
+pub struct Keyspace {
+    pub name: Arc<str>,
+    pub store: Store,
+    pub clock: Clock,
+    /// Durable, and changed only by the sequencer and, where nobody can see it, by compaction.
+    pub state: RwLock<State>,
+    pub leases: Mutex<LeaseBook>,
+    pub hub: Hub,
+    pub cached_bytes: CachedBytes,
+    /// Ends everything that works for this keyspace.
+    pub closed: CancellationToken,
+    queue: mpsc::Sender<Queued>,
+    /// One compaction at a time.
+    compacting: tokio::sync::Mutex<()>,
+}
+
+impl Keyspace {
+    /// Loads the keyspace from its log and starts its sequencer. The second value resolves when
+    /// the sequencer has ended.
+    pub async fn open(
+        name: Arc<str>,
+        store: Store,
+        clock: Clock,
+        cache_budget_bytes: usize,
+        closed: CancellationToken,
+    ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
+        let head = store.head().await?;
+        let state = RwLock::new(State::default());
+        let cached_bytes = CachedBytes::new(cache_budget_bytes);
+        let mut values = CachedValues::default();
+        let mut from = Some(Revision { main: 0, sub: 0 });
+        while let Some(start) = from {
+            let (records, next) = store.read_log(start, head.revision).await?;
+            {
+                let mut state = state.write();
+                for record in records {
+                    values.push(&record, &cached_bytes);
+                    state.index.insert(Arc::new(record));
+                }
+            }
+            values.trim(&state, &cached_bytes);
+            from = next;
+        }
+        {
+            let mut state = state.write();
+            state.revision = head.revision;
+            state.compacted = head.compacted;
+        }
+        let leases = Mutex::new(load_leases(&store, &state, &clock).await?);
+        let (queue, waiting) = mpsc::channel(QUEUE_LEN);
+        let keyspace = Arc::new(Keyspace {
+            name,
+            hub: Hub::new(head.revision),
+            store,
+            clock,
+            state,
+            leases,
+            cached_bytes,
+            closed,
+            queue,
+            compacting: tokio::sync::Mutex::new(()),
+        });
+        if head.compacted > 0 {
+            // The last run may have ended in the middle of it.
+            Keyspace::spawn_compaction(&keyspace, head.compacted);
+        }
+        let sequencer = Sequencer::new(Arc::clone(&keyspace), waiting, head, values);
+        let task = tokio::spawn(sequencer.run());
+        Ok((keyspace, task))
+    }
+
+    /// Has the sequencer do it. Resolves when the outcome is durable.
+    pub async fn submit(&self, command: Command) -> Result<Answer, Error> {
+        let (reply, answer) = oneshot::channel();
+        let queued = Queued {
+            command,
+            reply: Some(reply),
+        };
+        self.queue.send(queued).await.map_err(|_| Error::Stopped)?;
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// The newest durable revision.
+    pub fn revision(&self) -> i64 {
+        self.state.read().revision
+    }
+
+    /// Adds the records of these revisions, values included, as far as compaction has not removed them.
+    pub async fn fetch(
+        &self,
+        revisions: &[Revision],
+        into: &mut Fetched,
+    ) -> Result<(), StoreError> {
+        for revision in revisions {
+            if let Some(record) = self.store.read_record(*revision).await? {
+                into.insert(*revision, Arc::new(record));
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees what compaction at `revision` has made unreachable, in the background.
+    pub fn spawn_compaction(keyspace: &Arc<Keyspace>, revision: i64) {
+        let keyspace = Arc::clone(keyspace);
+        tokio::spawn(async move {
+            let closed = keyspace.closed.clone();
+            tokio::select! {
+                () = closed.cancelled() => {}
+                outcome = keyspace.compact_physically(revision) => {
+                    if let Err(error) = outcome {
+                        // Nothing is wrong but the space it takes: the next start tries again.
+                        tracing::warn!(keyspace = %keyspace.name, %error, "compaction was cut short");
+                    }
+                }
+            }
+        });
+    }
+
+    /// Frees what compaction at `revision` has made unreachable.
+    pub async fn compact_physically(&self, revision: i64) -> Result<(), StoreError> {
+        let _alone = self.compacting.lock().await;
+        let mut from = Bytes::new();
+        loop {
+            let step = {
+                let mut state = self.state.write();
+                state.index.compact(revision, &from, COMPACTION_BLOCKS)
+            };
+            let freed = step.removed.iter().map(|record| record.cached_bytes());
+            self.cached_bytes.sub(freed.sum());
+            self.store.clear_records(&step.removed).await?;
+            match step.next {
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn load_leases(
+    store: &Store,
+    state: &RwLock<State>,
+    clock: &Clock,
+) -> Result<LeaseBook, StoreError> {
+    let mut leases = LeaseBook::default();
+    let now = clock.now();
+    let granted = store.leases().await?;
+    if granted.is_empty() {
+        return Ok(leases);
+    }
+    for (id, ttl) in granted {
+        leases.grant(id, ttl, now);
+    }
+    let all = KeyRange {
+        start: Bytes::new(),
+        end: End::Open,
+    };
+    let state = state.read();
+    state.index.scan(&all, state.revision, |record| {
+        leases.attach(record.lease, &record.key);
+        ControlFlow::Continue(())
+    });
+    Ok(leases)
+}

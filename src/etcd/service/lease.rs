@@ -1,0 +1,135 @@
+//! Lease: grant, revoke, keep alive, time to live, list.
+
+use std::pin::Pin;
+
+use etcd_proto::etcdserverpb::lease_server::Lease;
+use etcd_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use futures::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::Backend;
+use crate::etcd::batch::{Answer, Command};
+use crate::etcd::error::Error;
+use crate::etcd::lease::Renewal;
+
+impl Backend {
+    async fn keep_alive(
+        &self,
+        LeaseKeepAliveRequest { id }: LeaseKeepAliveRequest,
+    ) -> Result<LeaseKeepAliveResponse, Error> {
+        let keyspace = self.keyspace().await?;
+        // Before the renewal: a revision after it could be one at which the lease is gone again.
+        let header = self.headers().at(keyspace.revision());
+        let renewal = keyspace.leases.lock().keep_alive(id, keyspace.clock.now());
+        let ttl = match renewal {
+            Renewal::Renewed(ttl) => ttl,
+            Renewal::Missing => 0,
+            Renewal::Expired => {
+                // Its keys must be gone when the client hears of it.
+                keyspace.submit(Command::Expire(id)).await?;
+                0
+            }
+        };
+        Ok(LeaseKeepAliveResponse {
+            header: Some(header),
+            id,
+            ttl,
+        })
+    }
+}
+
+#[async_trait]
+impl Lease for Backend {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let LeaseGrantRequest { ttl, id } = request.into_inner();
+        let keyspace = self.keyspace().await?;
+        let answer = keyspace.submit(Command::Grant { id, ttl }).await?;
+        let Answer::Granted { revision, id, ttl } = answer else {
+            return Err(Error::Corrupt.into());
+        };
+        Ok(Response::new(LeaseGrantResponse {
+            header: Some(self.headers().at(revision)),
+            id,
+            ttl,
+            error: String::new(),
+        }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let keyspace = self.keyspace().await?;
+        let answer = keyspace
+            .submit(Command::Revoke(request.into_inner().id))
+            .await?;
+        let Answer::Done { revision } = answer else {
+            return Err(Error::Corrupt.into());
+        };
+        Ok(Response::new(LeaseRevokeResponse {
+            header: Some(self.headers().at(revision)),
+        }))
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let backend = self.clone();
+        let stopped = self.draining.clone().cancelled_owned();
+        let answers = request.into_inner().then(move |request| {
+            let backend = backend.clone();
+            async move { Ok(backend.keep_alive(request?).await?) }
+        });
+        Ok(Response::new(Box::pin(answers.take_until(stopped))))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let keyspace = self.keyspace().await?;
+        let header = Some(self.headers().at(keyspace.revision()));
+        let found = {
+            let leases = keyspace.leases.lock();
+            leases.time_to_live(id, keyspace.clock.now(), keys)
+        };
+        let mut response = LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl: -1,
+            ..LeaseTimeToLiveResponse::default()
+        };
+        if let Some(found) = found {
+            response.ttl = i64::try_from(found.remaining.as_secs()).unwrap_or(i64::MAX);
+            response.granted_ttl = found.granted;
+            response.keys = found.keys;
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let keyspace = self.keyspace().await?;
+        let header = Some(self.headers().at(keyspace.revision()));
+        let ids = keyspace.leases.lock().ids();
+        let leases = ids.into_iter().map(|id| LeaseStatus { id });
+        Ok(Response::new(LeaseLeasesResponse {
+            header,
+            leases: leases.collect(),
+        }))
+    }
+}

@@ -1,0 +1,144 @@
+//! The gRPC services: from messages to the keyspace and back.
+
+mod answer;
+mod cluster;
+mod kv;
+mod lease;
+mod maintenance;
+mod watch;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use etcd_proto::etcdserverpb::ResponseHeader;
+use etcd_proto::etcdserverpb::cluster_server::ClusterServer;
+use etcd_proto::etcdserverpb::kv_server::KvServer;
+use etcd_proto::etcdserverpb::lease_server::LeaseServer;
+use etcd_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use http_body::Body as HttpBody;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::Service as _;
+
+use super::error::Error;
+use super::keyspace::Keyspace;
+use super::server::{Inner, Slot};
+use super::store::Identity;
+
+/// There is one member, and it has always been the leader; clients want a positive term.
+const RAFT_TERM: u64 = 2;
+
+/// Makes the header of answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers(pub Identity);
+
+impl Headers {
+    pub fn at(self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.0.cluster_id,
+            member_id: self.0.member_id,
+            revision,
+            raft_term: RAFT_TERM,
+        }
+    }
+}
+
+/// What every service needs: the server, and which of its keyspaces is meant.
+#[derive(Clone)]
+pub struct Backend {
+    pub server: Arc<Inner>,
+    pub slot: Arc<Slot>,
+    /// Ends streams, which have no end of their own.
+    pub draining: CancellationToken,
+}
+
+impl Backend {
+    async fn keyspace(&self) -> Result<Arc<Keyspace>, Error> {
+        self.server.keyspace(&self.slot).await
+    }
+
+    fn headers(&self) -> Headers {
+        Headers(self.server.identity)
+    }
+}
+
+fn unimplemented(service: &str, method: &str) -> Status {
+    Status::unimplemented(format!("unknown method {method} for service {service}"))
+}
+
+/// All services of one keyspace.
+#[derive(Clone)]
+pub struct Api {
+    backend: Backend,
+    kv: KvServer<Backend>,
+    lease: LeaseServer<Backend>,
+    cluster: ClusterServer<Backend>,
+    maintenance: MaintenanceServer<Backend>,
+}
+
+impl Api {
+    pub fn new(backend: Backend) -> Api {
+        let max = backend.server.config.max_message_bytes();
+        Api {
+            kv: KvServer::new(backend.clone()).max_decoding_message_size(max),
+            lease: LeaseServer::new(backend.clone()).max_decoding_message_size(max),
+            cluster: ClusterServer::new(backend.clone()).max_decoding_message_size(max),
+            maintenance: MaintenanceServer::new(backend.clone()).max_decoding_message_size(max),
+            backend,
+        }
+    }
+
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Answers one gRPC request.
+    pub async fn call<B>(&self, request: ::http::Request<B>) -> ::http::Response<Body>
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let path = request.uri().path();
+        let service = path.split('/').nth(1).unwrap_or_default();
+        let answered: Result<_, Infallible> = match service {
+            "etcdserverpb.KV" => self.kv.clone().call(request).await,
+            "etcdserverpb.Watch" => Ok(watch::call(&self.backend, request).await),
+            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
+            "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
+            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            _ => Ok(Status::unimplemented(format!("unknown service {service}")).into_http()),
+        };
+        let Ok(mut response) = answered;
+        reword_too_large(&mut response);
+        response
+    }
+}
+
+/// A message over the gRPC layer's limit is refused with grpc-go's code and words, which etcd's
+/// clients know, not with tonic's.
+fn reword_too_large(response: &mut ::http::Response<Body>) {
+    let headers = response.headers();
+    let is_out_of_range = headers
+        .get(Status::GRPC_STATUS)
+        .is_some_and(|code| code.as_bytes() == b"11");
+    if !is_out_of_range {
+        return;
+    }
+    let Some(status) = Status::from_header_map(headers) else {
+        return;
+    };
+    let Some(sizes) = status
+        .message()
+        .strip_prefix("Error, decoded message length too large: found ")
+    else {
+        return;
+    };
+    let mut numbers = sizes
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|digits| !digits.is_empty());
+    if let (Some(found), Some(limit)) = (numbers.next(), numbers.next()) {
+        let message = format!("grpc: received message larger than max ({found} vs. {limit})");
+        *response = Status::new(Code::ResourceExhausted, message).into_http();
+    }
+}

@@ -1,0 +1,56 @@
+//! Watch, with a codec of its own: the generated service would build every event's message again
+//! for every watcher.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use etcd_proto::etcdserverpb::WatchRequest;
+use http_body::Body as HttpBody;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::server::{Grpc, StreamingService};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Backend, unimplemented};
+use crate::etcd::watch::frame::{Frame, WatchCodec};
+use crate::etcd::watch::stream::{ANSWERS_LEN, StreamConfig, WatchStream};
+
+struct Watch(Backend);
+
+impl StreamingService<WatchRequest> for Watch {
+    type Response = Frame;
+    type ResponseStream = ReceiverStream<Result<Frame, Status>>;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<Response<Self::ResponseStream>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
+        let backend = self.0.clone();
+        Box::pin(async move {
+            let keyspace = backend.keyspace().await?;
+            let config = StreamConfig {
+                progress_interval: backend.server.config.progress_interval(),
+                max_response_bytes: backend.server.config.max_message_bytes(),
+            };
+            let (answers, outgoing) = mpsc::channel(ANSWERS_LEN);
+            let stream = WatchStream::new(keyspace, backend.headers(), config, answers);
+            tokio::spawn(stream.run(request.into_inner(), backend.draining));
+            Ok(Response::new(ReceiverStream::new(outgoing)))
+        })
+    }
+}
+
+pub async fn call<B>(backend: &Backend, request: http::Request<B>) -> http::Response<Body>
+where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    if request.uri().path() != "/etcdserverpb.Watch/Watch" {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        return unimplemented("etcdserverpb.Watch", method).into_http();
+    }
+    Grpc::new(WatchCodec)
+        .apply_max_message_size_config(Some(backend.server.config.max_message_bytes()), None)
+        .streaming(Watch(backend.clone()), request)
+        .await
+}
