@@ -110,7 +110,7 @@ impl ClusterApi for FakeKubernetes {
 
 /// A platform, its cloud and its clock; the store and the Kubernetes layer outlive it.
 pub(super) struct World {
-    pub keyspaces: Arc<MemoryKeyspaces>,
+    pub keyspaces: SharedKeyspaces,
     pub kubernetes: Arc<FakeKubernetes>,
     pub clock: Clock,
     pub cloud: Cloud,
@@ -123,23 +123,25 @@ impl World {
     }
 
     pub async fn at(scale: TimeScale) -> World {
-        let keyspaces = Arc::new(MemoryKeyspaces::default());
+        World::on(Arc::new(MemoryKeyspaces::default()), scale).await
+    }
+
+    pub async fn on(keyspaces: SharedKeyspaces, scale: TimeScale) -> World {
         World::start(keyspaces, Arc::default(), scale, ORIGIN).await
     }
 
     async fn start(
-        keyspaces: Arc<MemoryKeyspaces>,
+        keyspaces: SharedKeyspaces,
         kubernetes: Arc<FakeKubernetes>,
         scale: TimeScale,
         origin: Timestamp,
     ) -> World {
-        let shared: SharedKeyspaces = keyspaces.clone();
         let clock = Clock::new(scale, origin);
         let seed = 0;
-        let config = CloudConfig::new(shared.clone(), clock.clone(), seed);
+        let config = CloudConfig::new(keyspaces.clone(), clock.clone(), seed);
         let cloud = Cloud::start(config).await.expect("the cloud starts");
         let platform = Platform::start(PlatformConfig {
-            keyspaces: shared,
+            keyspaces: keyspaces.clone(),
             clock: clock.clone(),
             cloud: cloud.clone(),
             kubernetes: kubernetes.clone(),
@@ -156,19 +158,11 @@ impl World {
         }
     }
 
-    /// Ends the platform and the cloud wherever they are, and starts new ones on the same store, with a
-    /// clock that reads what the store knows.
-    pub async fn kill_and_restart(self) -> World {
+    /// Ends the platform and the cloud wherever they are.
+    pub async fn kill(self) -> Dead {
         self.platform.abort().await;
         self.cloud.abort().await;
-        self.keyspaces.thaw();
-        let shared: SharedKeyspaces = self.keyspaces.clone();
-        let origin = super::last_instant(&shared)
-            .await
-            .expect("the store can be read")
-            .expect("the clock was kept");
-        assert!(origin <= self.clock.now(), "the clock was never there");
-        World::start(self.keyspaces, self.kubernetes, self.clock.scale(), origin).await
+        Dead(self)
     }
 
     pub async fn advance(&self, seconds: u64) {
@@ -215,6 +209,27 @@ impl World {
             self.advance(1).await;
         }
         panic!("{:?}", self.group(cluster, id).await);
+    }
+}
+
+/// A world that was killed; its store was not.
+pub(super) struct Dead(World);
+
+impl Dead {
+    /// Starts a new one on the same store, with a clock that reads what the store knows.
+    pub async fn restart(self) -> World {
+        let World {
+            keyspaces,
+            kubernetes,
+            clock,
+            ..
+        } = self.0;
+        let origin = super::last_instant(&keyspaces)
+            .await
+            .expect("the store can be read")
+            .expect("the clock was kept");
+        assert!(origin <= clock.now(), "the clock was never there");
+        World::start(keyspaces, kubernetes, clock.scale(), origin).await
     }
 }
 

@@ -9,6 +9,7 @@ use super::deployment_event::{EventStatus, OperationKind};
 use super::testing::{BUNDLE, SMALL, World, owner, request};
 use super::*;
 use crate::infra::Datacenter;
+use crate::infra::testing::MemoryKeyspaces;
 use rand::{Rng, SeedableRng};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -373,6 +374,7 @@ async fn others_find_nothing() {
 
 /// A world that is killed again and again, each time at another transaction.
 struct Killed {
+    store: Arc<MemoryKeyspaces>,
     world: World,
     generator: rand_chacha::ChaCha8Rng,
     kills: u32,
@@ -385,13 +387,12 @@ impl Killed {
         let (number, makes_last) = (self.generator.random_range(1..=3), self.generator.random());
         let killed = tokio::select! {
             _ = self.world.clock.advance(by) => false,
-            () = self.world.keyspaces.freeze_at(number, makes_last) => true,
+            () = self.store.freeze_at(number, makes_last) => true,
         };
         self.kills += u32::from(killed);
-        if !killed {
-            self.world.keyspaces.thaw();
-        }
-        self.world = self.world.kill_and_restart().await;
+        let dead = self.world.kill().await;
+        self.store.thaw();
+        self.world = dead.restart().await;
         self.world.advance(1).await;
         // As whoever advances a manual clock does.
         self.world.cloud.save_reading().await.unwrap();
@@ -401,8 +402,10 @@ impl Killed {
 
 /// A life: creation with a group, resizes, deletion. Each reaches its end, and nothing is left over.
 async fn survive_kills(seed: u64) {
+    let store = Arc::new(MemoryKeyspaces::default());
     let mut killed = Killed {
-        world: World::new().await,
+        world: World::on(store.clone(), TimeScale::Manual).await,
+        store,
         generator: rand_chacha::ChaCha8Rng::seed_from_u64(seed),
         kills: 0,
     };
@@ -568,6 +571,48 @@ async fn many_lives_go_on_side_by_side_on_a_clock_that_runs() {
     }
     world.check_invariants().await;
     assert_eq!(used(&world).await, (0, 0));
+}
+
+/// The other tests stand on a small etcd of their own; this one on the one that the product has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_life_on_materia_etcd() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = fdb::EmbeddedOptions {
+        fsync: false,
+        ..fdb::EmbeddedOptions::default()
+    };
+    let database = fdb::Database::open_embedded(directory.path(), options);
+    let server = crate::etcd::Server::open(
+        database.await.unwrap(),
+        Clock::real(),
+        crate::etcd::EtcdConfig::default(),
+    );
+    let keyspaces = Arc::new(server.await.unwrap());
+    let mut world = World::on(keyspaces, TimeScale::Manual).await;
+    let mut order = request("demo", BUNDLE);
+    order.node_groups = vec![CreateNodeGroup::new("default", Flavor::Xxs, 3)];
+    let view = world
+        .platform
+        .create_cluster(&owner(), order)
+        .await
+        .unwrap();
+    let (id, group) = (view.cluster.id.clone(), view.node_groups[0].id.clone());
+    world.advance(40).await;
+    world = world.kill().await.restart().await;
+    world
+        .wait_for_group(&id, &group, NodeGroupStatus::Ready)
+        .await;
+    assert_eq!(world.status(&id).await, ClusterStatus::Active);
+    world.check_invariants().await;
+    world.platform.delete_cluster(&owner(), &id).await.unwrap();
+    world.advance(20).await;
+    world = world.kill().await.restart().await;
+    world.advance(60).await;
+    assert_eq!(world.status(&id).await, ClusterStatus::Deleted);
+    assert_eq!(used(&world).await, (0, 0));
+    world.check_invariants().await;
+    world.platform.shutdown().await;
+    world.cloud.shutdown().await;
 }
 
 fn names(group: &NodeGroup) -> Vec<String> {
