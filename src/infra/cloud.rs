@@ -28,7 +28,7 @@ use super::{
 /// How often a change is tried again after somebody else's came first.
 const ATTEMPTS: usize = 32;
 /// How old the kept reading of the clock may grow while nothing happens, in simulated time.
-const READING_INTERVAL: Duration = Duration::from_secs(60);
+const READING_INTERVAL: Duration = Duration::from_secs(30);
 
 type Result<T> = std::result::Result<T, CloudError>;
 
@@ -130,7 +130,8 @@ impl Cloud {
         }
     }
 
-    /// Keeps the clock's reading, for a restart; also done now and then by itself.
+    /// Keeps the clock's reading, for a restart. Done now and then by itself; whoever advances a manual
+    /// clock does it afterwards, or a restart takes the time back to the last change of a record.
     pub async fn save_reading(&self) -> Result<()> {
         Ok(clock_reading::save(&self.inner.client, self.inner.clock.now()).await?)
     }
@@ -640,3 +641,6 @@ fn hypervisor_key(name: &str) -> String {
 fn address_key(address: Ipv4Addr) -> String {
     format!("{}{address}", record::ADDRESS)
 }
+
+#[cfg(test)]
+mod tests;

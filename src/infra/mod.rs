@@ -18,6 +18,8 @@ pub mod vm;
 pub mod work_queue;
 
 mod cloud;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::net::Ipv4Addr;
 

@@ -341,3 +341,65 @@ impl<R: Send + Sync + 'static> Idle for CaughtUp<R> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::super::testing::MemoryKeyspaces;
+    use super::*;
+    use crate::clock::{TimeScale, Timestamp};
+    use crate::etcd::client::{Keyspaces, delete};
+    use etcd_proto::etcdserverpb::TxnRequest;
+
+    fn decode(key: &str, value: &[u8]) -> Option<String> {
+        key.starts_with("/a/")
+            .then(|| String::from_utf8_lossy(value).into_owned())
+    }
+
+    #[tokio::test]
+    async fn a_view_survives_the_end_of_its_watch() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let keyspaces = MemoryKeyspaces::default();
+        let client = keyspaces.client("x");
+        client.put("/a/1", "one").await.unwrap();
+        client.put("/b/1", "not of interest").await.unwrap();
+        let cancel = CancellationToken::new();
+        let view = Reflector::start(client.clone(), decode, &clock, cancel)
+            .await
+            .unwrap();
+        let told = Arc::new(Mutex::new(BTreeMap::new()));
+        let log = Arc::clone(&told);
+        view.observe(Box::new(move |change| {
+            let mut told = log.lock();
+            match change.new {
+                Some(new) => told.insert(change.key.to_owned(), new.as_str().to_owned()),
+                None => told.remove(change.key),
+            };
+            true
+        }));
+        let check = async |expect: &[(&str, &str)]| {
+            view.catch_up().await.unwrap();
+            let seen = view.list("/a/");
+            let seen = seen.iter().map(|(k, s)| (k.as_str(), s.record.as_str()));
+            assert_eq!(seen.collect::<Vec<_>>(), expect);
+            let told = told.lock();
+            let told = told.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            assert_eq!(told.collect::<Vec<_>>(), expect);
+        };
+        check(&[("/a/1", "one")]).await;
+        for round in 0..20 {
+            keyspaces.cut_watches();
+            client.put("/a/2", "two").await.unwrap();
+            client.put("/a/1", format!("{round}")).await.unwrap();
+            check(&[("/a/1", &round.to_string()), ("/a/2", "two")]).await;
+            keyspaces.cut_watches();
+            let request = TxnRequest {
+                success: vec![delete("/a/2")],
+                ..TxnRequest::default()
+            };
+            client.txn(request).await.unwrap();
+            check(&[("/a/1", &round.to_string())]).await;
+        }
+    }
+}

@@ -3,34 +3,16 @@
 //! An event is written in the transaction that changes the state which it tells of, so there is one
 //! for each change, and none for a change that did not happen.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 
-use super::model::NodeGroupId;
+use super::model::{InvalidId, NodeGroupId, wire_enum};
 
-macro_rules! spelled {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
-
-        impl $name {
-            /// As on the wire.
-            pub fn as_str(self) -> &'static str {
-                match self { $($name::$variant => $text),+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-    };
-}
-
-spelled! {
+wire_enum! {
     /// Names of `GET deployment-events`; clients print any string (contract clever-api 5.7).
     OperationKind {
         Create = "CREATE",
@@ -47,7 +29,7 @@ spelled! {
     }
 }
 
-spelled! {
+wire_enum! {
     /// A step of an operation, in the order in which a creation takes them.
     Step {
         NetworkGroup = "NETWORK_GROUP",
@@ -62,7 +44,7 @@ spelled! {
     }
 }
 
-spelled! {
+wire_enum! {
     EventStatus {
         Started = "STARTED",
         Completed = "COMPLETED",

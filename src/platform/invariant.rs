@@ -97,30 +97,16 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
         let nodes = u32::try_from(group.nodes.len()).unwrap_or(u32::MAX);
         let most = Resources::of(group.flavor, group.target_node_count.max(nodes));
         let least = Resources::of(group.flavor, group.target_node_count.min(nodes));
-        let bounds = if group.status == NodeGroupStatus::Ready {
-            (most, most)
-        } else if group.is_going() || group.status == NodeGroupStatus::Resizing {
-            // What is held may be for the size before.
-            (
-                least,
-                Resources {
-                    vcpus: u64::MAX,
-                    ram_gb: u64::MAX,
-                },
-            )
-        } else {
-            (
-                least,
-                Resources {
-                    vcpus: u64::MAX,
-                    ram_gb: u64::MAX,
-                },
-            )
+        let unbounded = Resources {
+            vcpus: u64::MAX,
+            ram_gb: u64::MAX,
         };
-        live.insert(
-            group.id.to_string(),
-            (group.owner.as_str(), bounds.0, bounds.1),
-        );
+        // On the way from one size to another, what is held may be for the larger one.
+        let (least, most) = match group.status {
+            NodeGroupStatus::Ready => (most, most),
+            _ => (least, unbounded),
+        };
+        live.insert(group.id.to_string(), (group.owner.as_str(), least, most));
     }
     for ledger in &snapshot.ledgers {
         for (id, holding) in &ledger.holdings {
@@ -364,3 +350,6 @@ fn cloud_belongings(snapshot: &Snapshot, found: &mut Violations) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,248 @@
+//! The rules of `cluster`, without a store.
 
+use super::super::creation;
+use super::super::model::{
+    ClusterId, ComponentConfig, Components, CreateCluster, Flavor, OwnerId, Topology,
+};
+use super::super::quota::Ledger;
+use super::super::validation;
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_000_000);
+
+fn cluster_of(topology: Topology) -> Cluster {
+    let owner: OwnerId = "orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap();
+    let order = validation::cluster_order(CreateCluster {
+        name: String::from("demo"),
+        topology: Some(topology),
+        ..CreateCluster::default()
+    });
+    creation::cluster(&order.unwrap(), &mut Ledger::new(owner), 0, NOW)
+}
+
+fn cluster() -> Cluster {
+    cluster_of(Topology::DedicatedCompute {
+        flavor: Flavor::Xs,
+        replication_factor: 2,
+    })
+}
+
+/// Everything that a cluster can want to see.
+fn all_there(cluster: &Cluster) -> Seen {
+    let running = VmState::Running {
+        since: NOW,
+        outdated: false,
+    };
+    let vms = cluster.control_plane.iter();
+    Seen {
+        vms: vms.map(|vm| (vm.id.clone(), running)).collect(),
+        network_group: true,
+        load_balancer_network: true,
+        load_balancer: Some(LoadBalancer {
+            id: String::from("lb"),
+            flavor: String::from("XS-duo"),
+            ips: vec![String::from("192.0.2.1")],
+            domain_name: String::from("x.test"),
+        }),
+        node_groups: 0,
+    }
+}
+
+/// Goes on until nothing changes; returns the statuses and steps on the way, and the time it took.
+fn run(cluster: &mut Cluster, seen: impl Fn(&Cluster) -> Seen) -> (Vec<String>, Duration) {
+    let mut now = NOW;
+    let mut way = Vec::new();
+    for _ in 0..100 {
+        let decision = decide(cluster, &seen(cluster), now);
+        match (decision.next, decision.wake) {
+            (Some(next), _) => {
+                *cluster = next;
+                let operation = cluster.operation.as_ref();
+                let step = operation.and_then(|operation| operation.step);
+                let step = step.map_or("", |step| step.as_str());
+                way.push(format!("{} {step}", cluster.status).trim_end().to_owned());
+            }
+            (None, Some(wake)) => {
+                assert!(wake > now, "a wake that is due would spin");
+                now = wake;
+            }
+            (None, None) => return (way, NOW.until(now)),
+        }
+    }
+    panic!("no end: {way:?}");
+}
+
+#[test]
+fn a_creation_takes_its_steps() {
+    let mut cluster = cluster();
+    let (way, took) = run(&mut cluster, all_there);
+    assert_eq!(
+        way,
+        [
+            "DEPLOYING NETWORK_GROUP",
+            "DEPLOYING LOADBALANCER_NETWORK",
+            "DEPLOYING MATERIA_LOGICALDB",
+            "DEPLOYING OTEL_CONFIG",
+            "DEPLOYING CONTROL_PLANE_BUNDLE",
+            "DEPLOYING LOAD_BALANCER",
+            "DEPLOYING PLUGIN",
+            "ACTIVE",
+        ]
+    );
+    // Without the boot of the VMs, of about 30 s less the 2 s that the step takes anyway.
+    assert_eq!(took, Duration::from_secs(27));
+    assert_eq!(cluster.deployed_step, Some(Step::Plugin));
+}
+
+#[test]
+fn each_operation_has_its_steps() {
+    let check = |kind, status, csi, expect: &[&str]| {
+        let mut cluster = cluster();
+        run(&mut cluster, all_there);
+        cluster.status = status;
+        cluster.requested_features.csi = csi;
+        cluster.operation = Some(Operation::asked(kind, NOW));
+        assert_eq!(run(&mut cluster, all_there).0, expect, "{kind}");
+        assert_eq!(cluster.features.csi, csi);
+    };
+    check(
+        OperationKind::Upgrade,
+        ClusterStatus::ToUpgrade,
+        false,
+        &["UPDATING CONTROL_PLANE_BUNDLE", "UPDATING PLUGIN", "ACTIVE"],
+    );
+    check(
+        OperationKind::Redeploy,
+        ClusterStatus::ToRedeploy,
+        false,
+        &[
+            "REDEPLOYING CONTROL_PLANE_BUNDLE",
+            "REDEPLOYING PLUGIN_RECONCILE",
+            "ACTIVE",
+        ],
+    );
+    check(
+        OperationKind::Reconcile,
+        ClusterStatus::ToReconcile,
+        true,
+        &[
+            "RECONCILING STORAGE",
+            "RECONCILING PLUGIN_RECONCILE",
+            "ACTIVE",
+        ],
+    );
+    check(
+        OperationKind::Delete,
+        ClusterStatus::ToDelete,
+        false,
+        &["DELETING"],
+    );
+}
+
+#[test]
+fn a_step_that_waits_for_ever_fails() {
+    let mut cluster = cluster();
+    let without_vms = |cluster: &Cluster| Seen {
+        vms: BTreeMap::new(),
+        ..all_there(cluster)
+    };
+    let (way, took) = run(&mut cluster, without_vms);
+    assert_eq!(
+        way.last().map(String::as_str),
+        Some("FAILED CONTROL_PLANE_BUNDLE")
+    );
+    assert!(took > STEP_LIMIT);
+    assert_eq!(cluster.status, ClusterStatus::Failed);
+}
+
+#[test]
+fn vms_are_asked_for_until_they_are_there() {
+    let mut cluster = cluster();
+    cluster.status = ClusterStatus::Deploying;
+    cluster.operation = Some(Operation {
+        kind: OperationKind::Create,
+        step: Some(Step::ControlPlaneBundle),
+        started_at: NOW,
+        due: NOW,
+    });
+    let check = |states: [VmState; 2], acts: usize, goes_on: bool| {
+        let vms = cluster.control_plane.iter().map(|vm| vm.id.clone());
+        let there = |(_, state): &(String, VmState)| *state != VmState::Absent;
+        let seen = Seen {
+            vms: vms.zip(states).filter(there).collect(),
+            ..Seen::default()
+        };
+        let decision = decide(&cluster, &seen, NOW);
+        assert_eq!(decision.acts.len(), acts, "{states:?}");
+        assert_eq!(decision.next.is_some(), goes_on, "{states:?}");
+    };
+    let booting = VmState::Provisioning { outdated: false };
+    let running = VmState::Running {
+        since: NOW,
+        outdated: false,
+    };
+    check([VmState::Absent, VmState::Absent], 2, false);
+    check([booting, VmState::Absent], 1, false);
+    check([booting, running], 0, false);
+    check([running, running], 0, true);
+}
+
+#[test]
+fn the_api_answers_while_a_vm_with_an_apiserver_runs() {
+    let mut cluster = cluster_of(Topology::Distributed {
+        components: Components::uniform(ComponentConfig {
+            flavor: Flavor::Xxs,
+            replication_factor: 2,
+        }),
+    });
+    run(&mut cluster, all_there);
+    let check = |cluster: &Cluster, down: &[&str], expect| {
+        let mut seen = all_there(cluster);
+        seen.vms
+            .retain(|id, _| !down.iter().any(|part| id.contains(part)));
+        assert_eq!(decide(cluster, &seen, NOW).available, expect, "{down:?}");
+    };
+    check(&cluster, &[], Some(true));
+    check(&cluster, &["_scheduler_", "_apiserver_0"], Some(true));
+    check(&cluster, &["_apiserver_"], Some(false));
+    cluster.status = ClusterStatus::Deleting;
+    check(&cluster, &[], Some(false));
+    cluster.status = ClusterStatus::Deleted;
+    check(&cluster, &[], None);
+}
+
+#[test]
+fn a_cluster_is_deleted_when_everything_of_it_is() {
+    let mut cluster = cluster();
+    run(&mut cluster, all_there);
+    cluster.status = ClusterStatus::Deleting;
+    let seen = all_there(&cluster);
+    let decision = decide(&cluster, &seen, NOW);
+    assert_eq!(decision.acts.len(), 2, "both VMs are deleted");
+    assert_eq!(decision.next, None);
+    let groups_left = Seen {
+        node_groups: 1,
+        ..Seen::default()
+    };
+    assert_eq!(decide(&cluster, &groups_left, NOW).next, None);
+    let decision = decide(&cluster, &Seen::default(), NOW);
+    assert_eq!(
+        decision.acts,
+        [
+            Act::DeleteKubernetes,
+            Act::DeleteLoadBalancer,
+            Act::DeleteNetworks
+        ]
+    );
+    let next = decision.next.unwrap();
+    assert_eq!(next.status, ClusterStatus::Deleted);
+    assert!(next.control_plane.is_empty());
+}
+
+#[test]
+fn ids_of_vms_follow_from_the_cluster() {
+    let cluster = cluster();
+    let id: &ClusterId = &cluster.id;
+    let expect = format!("vm_{}_control-plane_1", id.ulid());
+    assert_eq!(cluster.control_plane[1].id, expect);
+}

@@ -89,10 +89,7 @@ impl Controllers {
 
         let (list, changed, stop) = (Arc::clone(&controllers), queue.clone(), cancel.clone());
         context.cloud.observe(Box::new(move |change| {
-            let owner = change
-                .new
-                .or(change.old)
-                .and_then(|record| owner_of(record));
+            let owner = change.new.or(change.old).and_then(owner_of);
             for (index, controller) in list.iter().enumerate() {
                 for key in controller.on_cloud(owner.as_ref(), change) {
                     changed.push((index, key));

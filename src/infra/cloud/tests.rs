@@ -1,0 +1,189 @@
+//! The cloud on a manual clock.
+
+use std::collections::BTreeSet;
+
+use futures::{FutureExt, StreamExt};
+
+use super::super::testing::MemoryKeyspaces;
+use super::super::vm::{Datacenter, Image};
+use super::*;
+use crate::clock::TimeScale;
+
+async fn cloud(hypervisor_vcpus: u32) -> (Cloud, Clock) {
+    let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+    let keyspaces = Arc::new(MemoryKeyspaces::default());
+    let config = CloudConfig {
+        hypervisors_per_datacenter: 2,
+        hypervisor_vcpus,
+        ..CloudConfig::new(keyspaces, clock.clone(), 0)
+    };
+    (Cloud::start(config).await.expect("the cloud starts"), clock)
+}
+
+fn spec(id: &str) -> VmSpec {
+    VmSpec {
+        id: VmId::from(id),
+        name: id.to_owned(),
+        owner: String::from("somebody"),
+        datacenter: None,
+        image: Image::Worker,
+        vcpus: 4,
+        ram_gb: 4,
+        guest: serde_json::json!({"a": 1}),
+    }
+}
+
+#[tokio::test]
+async fn a_vm_boots_runs_and_goes_when_its_time_has_come() {
+    let (cloud, clock) = cloud(64).await;
+    let id = VmId::from("a");
+    let vm = cloud.create_vm(spec("a")).await.unwrap();
+    let boot = Timestamp(0).until(vm.boots_at);
+    clock.advance(boot - Duration::from_millis(1)).await;
+    assert_eq!(cloud.get_vm(&id).unwrap().observed, Observed::Provisioning);
+    clock.advance(Duration::from_millis(1)).await;
+    let running = Observed::Running { since: vm.boots_at };
+    assert_eq!(cloud.get_vm(&id).unwrap().observed, running);
+
+    cloud.delete_vm(&id).await.unwrap();
+    let going = cloud.get_vm(&id).unwrap();
+    assert_eq!(going.observed, Observed::Deleting);
+    cloud.delete_vm(&id).await.unwrap();
+    assert_eq!(cloud.get_vm(&id).unwrap(), going, "twice is once");
+    clock.advance(Duration::from_secs(60)).await;
+    assert_eq!(cloud.get_vm(&id), None);
+    let left = cloud.inventory().await.unwrap();
+    assert!(left.addresses.is_empty());
+    assert!(left.hypervisors.iter().all(|h| h.placed.is_empty()));
+    cloud.delete_vm(&id).await.unwrap();
+}
+
+#[tokio::test]
+async fn creating_twice_is_creating_once_and_an_id_means_one_shape() {
+    let (cloud, _clock) = cloud(64).await;
+    let vm = cloud.create_vm(spec("a")).await.unwrap();
+    assert_eq!(cloud.create_vm(spec("a")).await.unwrap(), vm);
+    let larger = VmSpec {
+        vcpus: 8,
+        ..spec("a")
+    };
+    let refused = cloud.create_vm(larger).await;
+    assert!(matches!(refused, Err(CloudError::VmConflict(_))));
+    cloud.delete_vm(&VmId::from("a")).await.unwrap();
+    let refused = cloud.create_vm(spec("a")).await;
+    assert!(
+        matches!(refused, Err(CloudError::VmConflict(_))),
+        "it still goes"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn capacity_is_never_exceeded_however_many_ask_at_once() {
+    // 3 × 2 hypervisors of 16 vCPU hold 24 VMs of 4.
+    let (cloud, _clock) = cloud(16).await;
+    let asking = (0..40).map(|number| {
+        let cloud = cloud.clone();
+        tokio::spawn(async move { cloud.create_vm(spec(&format!("vm-{number}"))).await })
+    });
+    let outcomes = futures::future::join_all(asking).await;
+    let mut addresses = BTreeSet::new();
+    let mut refused = 0;
+    for outcome in outcomes {
+        match outcome.unwrap() {
+            Ok(vm) => assert!(addresses.insert(vm.address)),
+            Err(CloudError::NoCapacity { .. }) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!((addresses.len(), refused), (24, 16));
+    let full = cloud.create_vm(VmSpec {
+        datacenter: Some(Datacenter::Par2),
+        ..spec("late")
+    });
+    assert_eq!(
+        full.await.unwrap_err().to_string(),
+        "no hypervisor in par-2 has 4 vCPU and 4 GB free"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_starts_with_what_is_there_and_holds_the_clock() {
+    let (cloud, clock) = cloud(64).await;
+    cloud.create_vm(spec("b")).await.unwrap();
+    cloud.create_vm(spec("a")).await.unwrap();
+    let mut watch = cloud.watch();
+    let ids = |event: VmEvent| (event.vm.spec.id.0.clone(), event.kind);
+    assert_eq!(
+        watch.next().await.map(ids),
+        Some(("a".into(), VmEventKind::Applied))
+    );
+    assert_eq!(
+        watch.next().await.map(ids),
+        Some(("b".into(), VmEventKind::Applied))
+    );
+    assert!(StreamExt::next(&mut watch).now_or_never().is_none());
+
+    cloud.delete_vm(&VmId::from("a")).await.unwrap();
+    let event = watch.next().await.unwrap();
+    assert_eq!(event.vm.observed, Observed::Deleting);
+    let hour = Duration::from_secs(3600);
+    let mut advance = Box::pin(clock.advance(hour));
+    assert!(
+        futures::poll!(advance.as_mut()).is_pending(),
+        "the event is held"
+    );
+    drop(event);
+    // States that nobody takes are told as the last one, and the clock waits for each to be taken.
+    let mut seen = Vec::new();
+    loop {
+        tokio::select! {
+            _ = &mut advance => break,
+            Some(event) = watch.next() => seen.push((event.vm.spec.id.0.clone(), event.kind)),
+        }
+    }
+    assert_eq!(
+        seen.iter().filter(|(id, _)| id == "a").collect::<Vec<_>>(),
+        [&(String::from("a"), VmEventKind::Deleted)]
+    );
+    cloud.shutdown().await;
+    assert!(watch.next().await.is_none());
+}
+
+#[tokio::test]
+async fn public_addresses_are_held_until_released() {
+    let (cloud, _clock) = cloud(64).await;
+    let held = cloud.allocate_public_ips("service", 2).await.unwrap();
+    assert_eq!(cloud.allocate_public_ips("service", 2).await.unwrap(), held);
+    let load_balancer = cloud
+        .create_load_balancer("lb", "somebody", "XS-duo", "x.test", 2)
+        .await
+        .unwrap();
+    assert!(
+        load_balancer
+            .addresses
+            .iter()
+            .all(|address| !held.contains(address))
+    );
+    let exhausted = cloud.allocate_public_ips("greedy", 505).await;
+    assert!(matches!(
+        exhausted,
+        Err(CloudError::AddressesExhausted { .. })
+    ));
+    cloud.release_public_ips("service").await.unwrap();
+    cloud.release_public_ips("service").await.unwrap();
+    cloud.delete_load_balancer("lb").await.unwrap();
+    cloud.delete_load_balancer("lb").await.unwrap();
+    assert!(cloud.inventory().await.unwrap().addresses.is_empty());
+}
+
+#[tokio::test]
+async fn a_guest_can_be_replaced() {
+    let (cloud, _clock) = cloud(64).await;
+    cloud.create_vm(spec("a")).await.unwrap();
+    let id = VmId::from("a");
+    let guest = serde_json::json!({"a": 2});
+    cloud.update_guest(&id, &guest).await.unwrap();
+    assert_eq!(cloud.get_vm(&id).unwrap().spec.guest, guest);
+    let missing = cloud.update_guest(&VmId::from("b"), &guest).await;
+    assert!(matches!(missing, Err(CloudError::VmNotFound(_))));
+}

@@ -1,0 +1,252 @@
+//! What the tests of this layer stand on: a platform with a manual clock, in-process.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, TimeScale, Timestamp};
+use crate::etcd::client::SharedKeyspaces;
+use crate::infra::testing::MemoryKeyspaces;
+use crate::infra::{Cloud, CloudConfig};
+
+use super::cluster_api::{ClusterApi, ClusterApiError};
+use super::{
+    ClusterId, ClusterStatus, CreateCluster, Flavor, NodeGroup, NodeGroupId, NodeGroupStatus,
+    OwnerId, Platform, PlatformConfig, Topology,
+};
+
+/// 2026-01-01T00:00:00Z.
+pub(super) const ORIGIN: Timestamp = Timestamp(1_767_225_600_000);
+
+pub(super) fn owner() -> OwnerId {
+    "orga_3547a882-e464-4c34-8168-add4b3e0c135"
+        .parse()
+        .expect("an owner")
+}
+
+/// What a recorded cluster's API is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownCluster {
+    pub version: String,
+    pub available: bool,
+}
+
+/// Stands in for the Kubernetes layer: it outlives a kill, as that layer's records do.
+#[derive(Default)]
+pub(super) struct FakeKubernetes {
+    pub clusters: Mutex<BTreeMap<String, KnownCluster>>,
+}
+
+impl FakeKubernetes {
+    fn change(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut KnownCluster),
+    ) -> Result<(), ClusterApiError> {
+        match self.clusters.lock().get_mut(id) {
+            Some(cluster) => {
+                change(cluster);
+                Ok(())
+            }
+            None => Err(ClusterApiError(format!("no cluster {id}"))),
+        }
+    }
+}
+
+impl ClusterApi for FakeKubernetes {
+    fn provision_cluster<'a>(
+        &'a self,
+        id: &'a str,
+        version: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move {
+            let known = KnownCluster {
+                version: version.to_owned(),
+                available: false,
+            };
+            self.clusters.lock().entry(id.to_owned()).or_insert(known);
+            Ok(())
+        })
+    }
+
+    fn set_available<'a>(
+        &'a self,
+        id: &'a str,
+        available: bool,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { self.change(id, |cluster| cluster.available = available) })
+    }
+
+    fn set_version<'a>(
+        &'a self,
+        id: &'a str,
+        version: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { self.change(id, |cluster| cluster.version = version.to_owned()) })
+    }
+
+    fn delete_cluster<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move {
+            self.clusters.lock().remove(id);
+            Ok(())
+        })
+    }
+
+    fn kubeconfig<'a>(
+        &'a self,
+        id: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<String, ClusterApiError>> {
+        Box::pin(async move { Ok(format!("# {id} {name}")) })
+    }
+
+    fn server_url(&self, id: &str) -> String {
+        format!("https://127.0.0.1:6443/clusters/{id}")
+    }
+}
+
+/// A platform, its cloud and its clock; the store and the Kubernetes layer outlive it.
+pub(super) struct World {
+    pub keyspaces: SharedKeyspaces,
+    pub kubernetes: Arc<FakeKubernetes>,
+    pub clock: Clock,
+    pub cloud: Cloud,
+    pub platform: Platform,
+}
+
+impl World {
+    pub async fn new() -> World {
+        World::at(TimeScale::Manual).await
+    }
+
+    pub async fn at(scale: TimeScale) -> World {
+        World::on(Arc::new(MemoryKeyspaces::default()), scale).await
+    }
+
+    pub async fn on(keyspaces: SharedKeyspaces, scale: TimeScale) -> World {
+        World::start(keyspaces, Arc::default(), scale, ORIGIN).await
+    }
+
+    async fn start(
+        keyspaces: SharedKeyspaces,
+        kubernetes: Arc<FakeKubernetes>,
+        scale: TimeScale,
+        origin: Timestamp,
+    ) -> World {
+        let clock = Clock::new(scale, origin);
+        let seed = 0;
+        let config = CloudConfig::new(keyspaces.clone(), clock.clone(), seed);
+        let cloud = Cloud::start(config).await.expect("the cloud starts");
+        let platform = Platform::start(PlatformConfig {
+            keyspaces: keyspaces.clone(),
+            clock: clock.clone(),
+            cloud: cloud.clone(),
+            kubernetes: kubernetes.clone(),
+            seed,
+        })
+        .await
+        .expect("the platform starts");
+        World {
+            keyspaces,
+            kubernetes,
+            clock,
+            cloud,
+            platform,
+        }
+    }
+
+    /// Ends the platform and the cloud wherever they are.
+    pub async fn kill(self) -> Dead {
+        self.platform.abort().await;
+        self.cloud.abort().await;
+        Dead(self)
+    }
+
+    pub async fn advance(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds)).await;
+    }
+
+    pub async fn status(&self, id: &ClusterId) -> ClusterStatus {
+        let view = self.platform.get_cluster(&owner(), id).await;
+        view.expect("the cluster is there").cluster.status
+    }
+
+    pub async fn group(&self, cluster: &ClusterId, id: &NodeGroupId) -> NodeGroup {
+        let group = self.platform.get_node_group(&owner(), cluster, id).await;
+        group.expect("the group is there")
+    }
+
+    /// Creates a cluster and lets it become ACTIVE.
+    pub async fn active_cluster(&self, topology: Topology) -> ClusterId {
+        let view = self
+            .platform
+            .create_cluster(&owner(), request("demo", topology))
+            .await
+            .expect("the cluster is accepted");
+        self.advance(120).await;
+        assert_eq!(self.status(&view.cluster.id).await, ClusterStatus::Active);
+        view.cluster.id
+    }
+
+    pub async fn check_invariants(&self) {
+        let violations = self.platform.check_invariants().await;
+        assert_eq!(violations.expect("the records can be read"), []);
+    }
+
+    pub async fn wait_for_group(
+        &self,
+        cluster: &ClusterId,
+        id: &NodeGroupId,
+        status: NodeGroupStatus,
+    ) {
+        for _ in 0..400 {
+            if self.group(cluster, id).await.status == status {
+                return;
+            }
+            self.advance(1).await;
+        }
+        panic!("{:?}", self.group(cluster, id).await);
+    }
+}
+
+/// A world that was killed; its store was not.
+pub(super) struct Dead(World);
+
+impl Dead {
+    /// Starts a new one on the same store, with a clock that reads what the store knows.
+    pub async fn restart(self) -> World {
+        let World {
+            keyspaces,
+            kubernetes,
+            clock,
+            ..
+        } = self.0;
+        let origin = super::last_instant(&keyspaces)
+            .await
+            .expect("the store can be read")
+            .expect("the clock was kept");
+        assert!(origin <= clock.now(), "the clock was never there");
+        World::start(keyspaces, kubernetes, clock.scale(), origin).await
+    }
+}
+
+pub(super) fn request(name: &str, topology: Topology) -> CreateCluster {
+    CreateCluster {
+        name: name.to_owned(),
+        topology: Some(topology),
+        ..CreateCluster::default()
+    }
+}
+
+pub(super) const SMALL: Topology = Topology::DedicatedCompute {
+    flavor: Flavor::Xs,
+    replication_factor: 1,
+};
+
+pub(super) const BUNDLE: Topology = Topology::AllInOne {
+    flavor: Flavor::S,
+    replication_factor: 1,
+};
