@@ -1,1 +1,364 @@
-//! kubernetes
+//! One Kubernetes API per cluster, on one TLS listener, under `/clusters/<id>`.
+//!
+//! May use `etcd::client`, `infra` and `clock`. Must never know of organisations, quotas or prices:
+//! whoever is above says which clusters there are ([`Kubernetes::provision_cluster`]) and whether
+//! their API is up ([`Kubernetes::set_available`]).
+//!
+//! A cluster's record and authority are in the keyspace `kubernetes`; its objects are in the
+//! keyspace of its own that bears its id, under kube-apiserver's keys.
+
+mod api;
+mod body;
+mod cluster;
+mod discovery;
+mod kubeconfig;
+pub mod kubelet;
+mod namespace;
+mod openapi;
+mod pki;
+pub mod registry;
+mod request;
+mod server;
+mod status;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use etcd_proto::etcdserverpb::TxnRequest;
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use self::cluster::{Cluster, ClusterRecord};
+use self::namespace::NamespaceQueue;
+use self::pki::{Pair, PkiError};
+use self::registry::resource::{Kind, Resource};
+use self::registry::{Place, Registry};
+use self::status::ApiError;
+use crate::clock::Clock;
+use crate::etcd::client::{self, Client, ClientError, SharedKeyspaces};
+use crate::infra::work_queue::WorkQueue;
+
+/// Name of the keyspace that holds this layer's own records.
+pub const KEYSPACE: &str = "kubernetes";
+const SERVING_AUTHORITY: &str = "/serving-authority";
+const CLUSTERS: &str = "/clusters/";
+/// Tries of a change that somebody else's came before.
+const ATTEMPTS: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    #[error(transparent)]
+    Store(#[from] ClientError),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error("the record at {key} is not valid: {source}")]
+    Record {
+        key: String,
+        source: serde_json::Error,
+    },
+    #[error("no cluster {0}")]
+    ClusterNotFound(String),
+    #[error("cannot make the first objects of cluster {cluster}: {message}")]
+    Bootstrap { cluster: String, message: String },
+    #[error("too many changes at once to cluster {0}")]
+    Contention(String),
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+type Result<T> = std::result::Result<T, KubernetesError>;
+
+#[derive(Clone)]
+pub struct KubernetesConfig {
+    pub keyspaces: SharedKeyspaces,
+    pub clock: Clock,
+    pub seed: u64,
+    /// Host that clients reach the listener by, in kubeconfigs and certificates.
+    pub public_host: String,
+    pub public_port: u16,
+}
+
+/// The Kubernetes APIs of all clusters. Cheap to clone.
+#[derive(Clone)]
+pub struct Kubernetes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    keyspaces: SharedKeyspaces,
+    client: Client,
+    clock: Clock,
+    seed: u64,
+    server_address: String,
+    serving_authority: Pair,
+    tls: Arc<rustls::ServerConfig>,
+    /// Clusters in use, each as of its record. Bounded by the clusters that there are.
+    clusters: Mutex<HashMap<String, Arc<Cluster>>>,
+    /// Told of clusters whose record changed; empty until the kubelets run.
+    kubelets: OnceLock<WorkQueue<String>>,
+}
+
+impl Kubernetes {
+    /// Reads or makes the listener's authority, and is then ready to serve.
+    pub async fn start(config: KubernetesConfig) -> Result<Kubernetes> {
+        let client = config.keyspaces.client(KEYSPACE);
+        let serving_authority = serving_authority(&client).await?;
+        let mut hosts = vec![
+            String::from("localhost"),
+            String::from("127.0.0.1"),
+            String::from("::1"),
+        ];
+        if !hosts.contains(&config.public_host) {
+            hosts.push(config.public_host.clone());
+        }
+        let serving = pki::issue_server(&serving_authority, &hosts)?;
+        Ok(Kubernetes {
+            inner: Arc::new(Inner {
+                keyspaces: config.keyspaces,
+                client,
+                clock: config.clock,
+                seed: config.seed,
+                server_address: format!("{}:{}", config.public_host, config.public_port),
+                tls: server::tls_config(&serving)?,
+                serving_authority,
+                clusters: Mutex::new(HashMap::new()),
+                kubelets: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// Makes a cluster's authority and first objects. Repeating it changes nothing.
+    pub async fn provision_cluster(&self, id: &str, version: &str) -> Result<()> {
+        let key = cluster_key(id);
+        if self.inner.client.get(key.clone()).await?.value.is_none() {
+            let record = ClusterRecord {
+                id: id.to_owned(),
+                version: version.to_owned(),
+                available: false,
+                authority: pki::new_authority(&format!("kubernetes-ca-{id}"))?,
+            };
+            // If somebody else was faster, theirs stands.
+            self.write(&key, 0, &record).await?;
+        }
+        let cluster = self.load(id).await?;
+        bootstrap(&cluster)
+            .await
+            .map_err(|error| KubernetesError::Bootstrap {
+                cluster: id.to_owned(),
+                message: error.message,
+            })
+    }
+
+    /// While false, the cluster's API answers 503.
+    pub async fn set_available(&self, id: &str, available: bool) -> Result<()> {
+        self.change(id, |record| record.available = available).await
+    }
+
+    /// `version` is such as `1.36`.
+    pub async fn set_version(&self, id: &str, version: &str) -> Result<()> {
+        self.change(id, |record| version.clone_into(&mut record.version))
+            .await
+    }
+
+    /// Removes the cluster, its authority and all its objects. Repeating it changes nothing.
+    pub async fn delete_cluster(&self, id: &str) -> Result<()> {
+        if let Some(cluster) = self.inner.clusters.lock().remove(id) {
+            cluster.ended.cancel();
+        }
+        self.inner.keyspaces.remove(id).await?;
+        self.inner
+            .client
+            .txn(TxnRequest {
+                success: vec![client::delete(cluster_key(id))],
+                ..TxnRequest::default()
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// A kubeconfig with a fresh client certificate of `admin` in `system:masters`. `name` names
+    /// the context.
+    pub async fn kubeconfig(&self, id: &str, name: &str) -> Result<String> {
+        self.kubeconfig_of(id, name, "admin", "system:masters")
+            .await
+    }
+
+    async fn kubeconfig_of(&self, id: &str, name: &str, user: &str, group: &str) -> Result<String> {
+        let cluster = self.load(id).await?;
+        let client = pki::issue_client(&cluster.record.authority, user, group)?;
+        Ok(kubeconfig::render(
+            name,
+            &self.server_url(id),
+            &self.inner.serving_authority.certificate,
+            &client,
+        ))
+    }
+
+    /// Where the cluster's API is.
+    pub fn server_url(&self, id: &str) -> String {
+        format!("https://{}/clusters/{id}", self.inner.server_address)
+    }
+
+    /// Ids of the clusters that there are.
+    async fn cluster_ids(&self) -> Result<Vec<String>> {
+        let records = self.inner.client.list(CLUSTERS).await?.value;
+        Ok(records
+            .into_iter()
+            .filter_map(|kv| {
+                let key = String::from_utf8(kv.key.to_vec()).ok()?;
+                key.strip_prefix(CLUSTERS).map(str::to_owned)
+            })
+            .collect())
+    }
+
+    /// The cluster as of now. Reads the record every time: another process may have changed it.
+    async fn load(&self, id: &str) -> Result<Arc<Cluster>> {
+        let key = cluster_key(id);
+        let found = self.inner.client.get(key.clone()).await?.value;
+        let record: ClusterRecord = match &found {
+            Some(kv) => serde_json::from_slice(&kv.value)
+                .map_err(|source| KubernetesError::Record { key, source })?,
+            None => return Err(KubernetesError::ClusterNotFound(id.to_owned())),
+        };
+        let mut clusters = self.inner.clusters.lock();
+        if let Some(cluster) = clusters.get(id)
+            && cluster.record.version == record.version
+            && cluster.record.available == record.available
+            && cluster.record.authority.certificate == record.authority.certificate
+        {
+            return Ok(Arc::clone(cluster));
+        }
+        let (namespaces, announced) = NamespaceQueue::new();
+        let available = record.available;
+        let cluster = Arc::new(Cluster {
+            registry: Registry::new(
+                self.inner.keyspaces.client(id),
+                self.inner.clock.clone(),
+                self.random(id),
+            ),
+            record,
+            namespaces,
+            server_address: self.inner.server_address.clone(),
+            ended: CancellationToken::new(),
+        });
+        if let Some(before) = clusters.insert(id.to_owned(), Arc::clone(&cluster)) {
+            before.ended.cancel();
+        }
+        drop(clusters);
+        if available {
+            tokio::spawn(namespace::run(Arc::clone(&cluster), announced));
+        }
+        Ok(cluster)
+    }
+
+    /// Of its own for each cluster and start, so that no uid comes twice.
+    fn random(&self, id: &str) -> ChaCha8Rng {
+        use sha2::{Digest, Sha256};
+        let mut hash = Sha256::new();
+        hash.update(self.inner.seed.to_be_bytes());
+        hash.update(id.as_bytes());
+        hash.update(self.inner.clock.now().0.to_be_bytes());
+        ChaCha8Rng::from_seed(hash.finalize().into())
+    }
+
+    async fn change(&self, id: &str, change: impl Fn(&mut ClusterRecord)) -> Result<()> {
+        let key = cluster_key(id);
+        for _ in 0..ATTEMPTS {
+            let Some(kv) = self.inner.client.get(key.clone()).await?.value else {
+                return Err(KubernetesError::ClusterNotFound(id.to_owned()));
+            };
+            let mut record: ClusterRecord =
+                serde_json::from_slice(&kv.value).map_err(|source| KubernetesError::Record {
+                    key: key.clone(),
+                    source,
+                })?;
+            change(&mut record);
+            if self.write(&key, kv.mod_revision, &record).await? {
+                self.load(id).await?;
+                if let Some(kubelets) = self.inner.kubelets.get() {
+                    kubelets.push(id.to_owned());
+                }
+                return Ok(());
+            }
+        }
+        Err(KubernetesError::Contention(id.to_owned()))
+    }
+
+    async fn write(&self, key: &str, expected: i64, record: &ClusterRecord) -> Result<bool> {
+        let value = serde_json::to_vec(record).map_err(|source| KubernetesError::Record {
+            key: key.to_owned(),
+            source,
+        })?;
+        let response = self
+            .inner
+            .client
+            .txn(TxnRequest {
+                compare: vec![client::mod_revision_is(key.to_owned(), expected)],
+                success: vec![client::put(key.to_owned(), value)],
+                failure: vec![],
+            })
+            .await?;
+        Ok(response.succeeded)
+    }
+}
+
+fn cluster_key(id: &str) -> String {
+    format!("{CLUSTERS}{id}")
+}
+
+/// The listener's authority: made once, kept for ever, since every kubeconfig trusts it.
+async fn serving_authority(client: &Client) -> Result<Pair> {
+    let fresh = pki::new_authority("cke")?;
+    let invalid = |source| KubernetesError::Record {
+        key: SERVING_AUTHORITY.to_owned(),
+        source,
+    };
+    let value = serde_json::to_vec(&fresh).map_err(invalid)?;
+    client
+        .txn(TxnRequest {
+            compare: vec![client::mod_revision_is(SERVING_AUTHORITY, 0)],
+            success: vec![client::put(SERVING_AUTHORITY, value)],
+            failure: vec![],
+        })
+        .await?;
+    match client.get(SERVING_AUTHORITY).await?.value {
+        Some(kv) => serde_json::from_slice(&kv.value).map_err(invalid),
+        None => Ok(fresh),
+    }
+}
+
+/// What every cluster starts with.
+async fn bootstrap(cluster: &Cluster) -> std::result::Result<(), ApiError> {
+    let registry = &cluster.registry;
+    let tolerate = |outcome: std::result::Result<serde_json::Value, ApiError>| match outcome {
+        Err(error) if error.reason != "AlreadyExists" => Err(error),
+        _ => Ok(()),
+    };
+    let place = Place {
+        resource: Resource::of_kind(Kind::Namespace),
+        namespace: None,
+    };
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        let namespace = json!({"metadata": {"name": name}});
+        tolerate(registry.create(place, namespace, false).await)?;
+        registry.populate_namespace(name).await?;
+    }
+    let place = Place {
+        resource: Resource::of_kind(Kind::Service),
+        namespace: Some("default"),
+    };
+    let service = json!({
+        "metadata": {
+            "name": "kubernetes",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "clusterIP": "10.3.0.1", "clusterIPs": ["10.3.0.1"],
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+        },
+    });
+    tolerate(registry.create(place, service, false).await)
+}

@@ -1,0 +1,571 @@
+//! One request to one cluster: who may, what is asked, and the answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::body::{Body, full, stream};
+use super::cluster::Cluster;
+use super::pki::Identity;
+use super::registry::list::ListOptions;
+use super::registry::patch::{self, PatchType};
+use super::registry::resource::Resource;
+use super::registry::selector::Selector;
+use super::registry::table::{IncludeObject, table};
+use super::registry::watch::WatchOptions;
+use super::registry::{Deleted, Part, Place, Preconditions, name_of};
+use super::request::{Objects, Query, Target, verb};
+use super::status::ApiError;
+use super::{discovery, openapi};
+
+/// Largest body of a request, as kube-apiserver's.
+const BODY_LIMIT: usize = 3 << 20;
+
+/// Who asks; none without a certificate of this cluster's.
+pub type Caller = Option<Identity>;
+
+/// Answers a request whose path, behind the cluster's id, is `path`.
+pub async fn handle(
+    cluster: &Cluster,
+    caller: Caller,
+    path: &str,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    match answer(cluster, caller, path, request).await {
+        Ok(response) => response,
+        Err(error) => error.to_response(),
+    }
+}
+
+async fn answer(
+    cluster: &Cluster,
+    caller: Caller,
+    path: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    let query = Query::parse(request.uri().query().unwrap_or(""));
+    let target = Target::parse(path)?;
+    let objects = match target {
+        Target::Information(path) => {
+            authorize_information(&caller, &path)?;
+            return information(cluster, &path, request.method(), request.headers());
+        }
+        Target::Objects(objects) => objects,
+    };
+    let verb = verb(request.method(), &objects, &query);
+    authorize(&caller, verb, &objects)?;
+    let exchange = Exchange {
+        cluster,
+        place: Place {
+            resource: objects.resource,
+            namespace: objects.namespace.as_deref(),
+        },
+        query: &query,
+        render: Render::of(request.headers(), &query),
+    };
+    let name = objects.name.as_deref();
+    match (objects.subresource.as_deref(), name) {
+        (Some("scale"), Some(name)) if objects.resource.scale => {
+            exchange.scale(name, verb, request).await
+        }
+        (Some("status"), Some(name)) if objects.resource.status => {
+            exchange.object(name, Part::Status, verb, request).await
+        }
+        (Some("finalize"), Some(name)) if objects.resource.kind == "Namespace" => {
+            exchange.object(name, Part::Object, verb, request).await
+        }
+        (Some(_), _) => Err(ApiError::no_such_path()),
+        (None, Some(name)) => exchange.object(name, Part::Object, verb, request).await,
+        (None, None) => exchange.collection(verb, request).await,
+    }
+}
+
+fn authorize_information(caller: &Caller, path: &str) -> Result<(), ApiError> {
+    let open = ["/version", "/healthz", "/livez", "/readyz"];
+    if caller.is_some() || open.iter().any(|open| path.starts_with(open)) {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!(
+        "forbidden: User \"system:anonymous\" cannot get path \"{path}\""
+    )))
+}
+
+/// `system:masters` may do everything; nodes what nodes do. Roles for others are not implemented:
+/// they may nothing.
+fn authorize(caller: &Caller, verb: &str, objects: &Objects) -> Result<(), ApiError> {
+    let member = |group: &str| {
+        caller
+            .as_ref()
+            .is_some_and(|identity| identity.groups.iter().any(|of| of == group))
+    };
+    let of_nodes = ["nodes", "leases", "events", "pods"].contains(&objects.resource.plural);
+    if member("system:masters") || (member("system:nodes") && of_nodes) {
+        return Ok(());
+    }
+    let user = caller
+        .as_ref()
+        .map_or("system:anonymous", |identity| identity.user.as_str());
+    let resource = objects.resource;
+    let scope = match &objects.namespace {
+        Some(namespace) => format!("in the namespace \"{namespace}\""),
+        None => String::from("at the cluster scope"),
+    };
+    let named = match &objects.name {
+        Some(name) => format!(" \"{name}\""),
+        None => String::new(),
+    };
+    Err(ApiError::forbidden(format!(
+        "{}{named} is forbidden: User \"{user}\" cannot {verb} resource \"{}\" in API group \"{}\" {scope}",
+        resource.qualified(),
+        resource.plural,
+        resource.group
+    )))
+}
+
+fn information(
+    cluster: &Cluster,
+    path: &str,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, ApiError> {
+    if method != Method::GET && method != Method::HEAD {
+        return Err(ApiError::method_not_allowed());
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let accept = accept(headers);
+    let aggregated = accept.contains("as=APIGroupDiscoveryList") && accept.contains("v=v2");
+    let document = match parts.as_slice() {
+        ["version"] => discovery::version(&cluster.record.version),
+        ["healthz" | "livez" | "readyz", ..] => {
+            let mut response = Response::new(full("ok"));
+            set_content_type(&mut response, "text/plain; charset=utf-8");
+            return Ok(response);
+        }
+        ["api" | "apis"] if aggregated => {
+            let mut response =
+                json_response(StatusCode::OK, &discovery::aggregated(parts == ["api"]));
+            set_content_type(
+                &mut response,
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+            );
+            return Ok(response);
+        }
+        ["api"] => discovery::core_versions(&cluster.server_address),
+        ["apis"] => discovery::group_list(),
+        ["apis", group] => discovery::group(group).ok_or_else(ApiError::no_such_path)?,
+        ["api", version] => {
+            discovery::resource_list("", version).ok_or_else(ApiError::no_such_path)?
+        }
+        ["apis", group, version] => {
+            discovery::resource_list(group, version).ok_or_else(ApiError::no_such_path)?
+        }
+        ["openapi", "v3"] => openapi::index(&cluster.root()),
+        ["openapi", "v3", rest @ ..] => {
+            let document = openapi::get(&rest.join("/")).ok_or_else(ApiError::no_such_path)?;
+            return Ok(json_response(StatusCode::OK, document));
+        }
+        [] => {
+            json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})
+        }
+        _ => return Err(ApiError::no_such_path()),
+    };
+    Ok(json_response(StatusCode::OK, &document))
+}
+
+fn accept(headers: &HeaderMap) -> String {
+    let values: Vec<&str> = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    values.join(",")
+}
+
+/// Objects as they are, or as a table.
+#[derive(Clone, Copy)]
+enum Render {
+    Objects,
+    Table(IncludeObject),
+}
+
+impl Render {
+    fn of(headers: &HeaderMap, query: &Query) -> Render {
+        let accept = accept(headers);
+        let wants_table = accept
+            .split(',')
+            .next()
+            .is_some_and(|first| first.contains("as=Table") && first.contains("g=meta.k8s.io"));
+        if !wants_table {
+            return Render::Objects;
+        }
+        Render::Table(match query.get("includeObject") {
+            "None" => IncludeObject::None,
+            "Object" => IncludeObject::Object,
+            _ => IncludeObject::Metadata,
+        })
+    }
+}
+
+struct Exchange<'a> {
+    cluster: &'a Cluster,
+    place: Place<'a>,
+    query: &'a Query,
+    render: Render,
+}
+
+impl Exchange<'_> {
+    async fn collection(
+        &self,
+        verb: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        match verb {
+            "list" => self.list(None).await,
+            "watch" => self.watch(None).await,
+            "create" => {
+                let object = object_of(request).await?;
+                let created = self
+                    .cluster
+                    .registry
+                    .create(self.place, object, self.dry_run()?)
+                    .await?;
+                Ok(self.show(StatusCode::CREATED, created))
+            }
+            "deletecollection" => self.delete_collection().await,
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    async fn object(
+        &self,
+        name: &str,
+        part: Part,
+        verb: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let registry = &self.cluster.registry;
+        match verb {
+            "get" => {
+                let object = registry.get(self.place, name).await?;
+                Ok(self.show(StatusCode::OK, object))
+            }
+            "watch" => self.watch(Some(name)).await,
+            "update" => {
+                let object = object_of(request).await?;
+                let updated = registry
+                    .update(self.place, name, part, object, self.dry_run()?)
+                    .await?;
+                Ok(self.show(StatusCode::OK, updated))
+            }
+            "patch" => {
+                let media_type = content_type(request.headers()).to_owned();
+                let kind = PatchType::of(&media_type, self.place.resource)?;
+                let patch = object_of(request).await?;
+                let patched = registry
+                    .modify(self.place, name, part, self.dry_run()?, |current| {
+                        patch::apply(kind, current.clone(), &patch)
+                    })
+                    .await?;
+                Ok(self.show(StatusCode::OK, patched))
+            }
+            "delete" if part == Part::Object => self.delete(name, request).await,
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    async fn delete(
+        &self,
+        name: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let body = bytes_of(request).await?;
+        let options: Value = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&body)
+                .map_err(|error| ApiError::bad_request(error.to_string()))?
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let preconditions = Preconditions {
+            uid: text(&options["preconditions"]["uid"]),
+            resource_version: text(&options["preconditions"]["resourceVersion"]),
+        };
+        let dry_run = self.dry_run()? || options["dryRun"] == json!(["All"]);
+        let deleted = self
+            .cluster
+            .registry
+            .delete(self.place, name, &preconditions, dry_run)
+            .await?;
+        match deleted {
+            Deleted::Later(object) => {
+                if self.place.resource.kind == "Namespace" {
+                    self.cluster.namespaces.push(name);
+                }
+                Ok(self.show(StatusCode::OK, object))
+            }
+            // Pods answer with themselves, since they usually take their time.
+            Deleted::Now(object) if self.place.resource.kind == "Pod" => {
+                Ok(self.show(StatusCode::OK, object))
+            }
+            Deleted::Now(object) => {
+                let mut details = json!({
+                    "name": name, "kind": self.place.resource.plural,
+                    "uid": object["metadata"]["uid"],
+                });
+                if !self.place.resource.group.is_empty() {
+                    details["group"] = json!(self.place.resource.group);
+                }
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                    "details": details,
+                });
+                Ok(json_response(StatusCode::OK, &status))
+            }
+        }
+    }
+
+    async fn delete_collection(&self) -> Result<Response<Body>, ApiError> {
+        let registry = &self.cluster.registry;
+        let dry_run = self.dry_run()?;
+        let list = registry.list(self.place, &self.list_options(None)?).await?;
+        let mut deleted = Vec::new();
+        for object in list.items {
+            let name = name_of(&object);
+            let namespace = object["metadata"]["namespace"].as_str();
+            let place = Place {
+                namespace,
+                ..self.place
+            };
+            match registry
+                .delete(place, &name, &Preconditions::default(), dry_run)
+                .await
+            {
+                Ok(Deleted::Now(object) | Deleted::Later(object)) => deleted.push(object),
+                // Somebody else was faster.
+                Err(error) if error.code == StatusCode::NOT_FOUND => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let metadata = json!({"resourceVersion": list.resource_version.to_string()});
+        Ok(self.show_list(deleted, metadata))
+    }
+
+    async fn list(&self, name: Option<&str>) -> Result<Response<Body>, ApiError> {
+        let list = self
+            .cluster
+            .registry
+            .list(self.place, &self.list_options(name)?)
+            .await?;
+        let metadata = list.metadata();
+        Ok(self.show_list(list.items, metadata))
+    }
+
+    fn selector(&self, name: Option<&str>) -> Result<Selector, ApiError> {
+        let named = match name {
+            Some(name) => format!("metadata.name={name}"),
+            None => self.query.get("fieldSelector").to_owned(),
+        };
+        Selector::parse(self.query.get("labelSelector"), &named)
+    }
+
+    fn list_options(&self, name: Option<&str>) -> Result<ListOptions, ApiError> {
+        Ok(ListOptions {
+            selector: self.selector(name)?,
+            limit: self.query.number("limit")?.unwrap_or(0),
+            continue_token: self.query.get("continue").to_owned(),
+            resource_version: self.query.get("resourceVersion").to_owned(),
+            exact: self.query.get("resourceVersionMatch") == "Exact",
+        })
+    }
+
+    async fn watch(&self, name: Option<&str>) -> Result<Response<Body>, ApiError> {
+        let timeout = self.query.number("timeoutSeconds")?;
+        let options = WatchOptions {
+            selector: self.selector(name)?,
+            resource_version: self.query.get("resourceVersion").to_owned(),
+            bookmarks: self.query.flag("allowWatchBookmarks"),
+            initial_events: match self.query.get("sendInitialEvents") {
+                "" => None,
+                _ => Some(self.query.flag("sendInitialEvents")),
+            },
+            timeout: timeout
+                .and_then(|seconds| u64::try_from(seconds).ok())
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs),
+        };
+        let resource = self.place.resource;
+        let render: super::registry::watch::Render = match self.render {
+            Render::Objects => Box::new(|object| object),
+            Render::Table(include) => {
+                let clock = self.cluster.registry.clock().clone();
+                Box::new(move |object| {
+                    let metadata =
+                        json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                    table(resource, vec![object], metadata, include, clock.now())
+                })
+            }
+        };
+        let events = self
+            .cluster
+            .registry
+            .watch(self.place, options, render, self.cluster.ended.clone())
+            .await?;
+        let mut response =
+            Response::new(stream(tokio_stream::wrappers::ReceiverStream::new(events)));
+        set_content_type(&mut response, "application/json");
+        Ok(response)
+    }
+
+    /// `scale` of a kind whose replicas are `spec.nodeCount`.
+    async fn scale(
+        &self,
+        name: &str,
+        verb: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let registry = &self.cluster.registry;
+        let scaled = match verb {
+            "get" => registry.get(self.place, name).await?,
+            "update" | "patch" => {
+                let kind = match verb {
+                    "patch" => Some(match content_type(request.headers()) {
+                        // A Scale has no lists: the strategic patch is the merge patch.
+                        "application/strategic-merge-patch+json" => PatchType::Merge,
+                        other => PatchType::of(other, self.place.resource)?,
+                    }),
+                    _ => None,
+                };
+                let body = object_of(request).await?;
+                registry
+                    .modify(self.place, name, Part::Object, self.dry_run()?, |current| {
+                        let scale = match kind {
+                            Some(kind) => patch::apply(kind, scale_of(current), &body)?,
+                            None => body.clone(),
+                        };
+                        let mut next = current.clone();
+                        next["spec"]["nodeCount"] = scale["spec"]["replicas"].clone();
+                        if let Some(version) = scale["metadata"]["resourceVersion"].as_str() {
+                            next["metadata"]["resourceVersion"] = json!(version);
+                        }
+                        Ok(next)
+                    })
+                    .await?
+            }
+            _ => return Err(ApiError::method_not_allowed()),
+        };
+        Ok(json_response(StatusCode::OK, &scale_of(&scaled)))
+    }
+
+    fn dry_run(&self) -> Result<bool, ApiError> {
+        match self.query.get("dryRun") {
+            "" => Ok(false),
+            "All" => Ok(true),
+            other => Err(ApiError::bad_request(format!(
+                "invalid dryRun value: {other:?}"
+            ))),
+        }
+    }
+
+    fn show(&self, code: StatusCode, object: Value) -> Response<Body> {
+        match self.render {
+            Render::Objects => json_response(code, &object),
+            Render::Table(include) => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let now = self.cluster.registry.now();
+                let table = table(self.place.resource, vec![object], metadata, include, now);
+                json_response(code, &table)
+            }
+        }
+    }
+
+    fn show_list(&self, items: Vec<Value>, metadata: Value) -> Response<Body> {
+        let resource: &Resource = self.place.resource;
+        let shown = match self.render {
+            Render::Objects => json!({
+                "kind": format!("{}List", resource.kind),
+                "apiVersion": resource.api_version(),
+                "metadata": metadata,
+                "items": items,
+            }),
+            Render::Table(include) => table(
+                resource,
+                items,
+                metadata,
+                include,
+                self.cluster.registry.now(),
+            ),
+        };
+        json_response(StatusCode::OK, &shown)
+    }
+}
+
+fn scale_of(object: &Value) -> Value {
+    let metadata = &object["metadata"];
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": metadata["name"], "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": {"replicas": object["spec"]["nodeCount"]},
+        "status": {"replicas": object["status"]["nodeCount"].as_i64().unwrap_or(0)},
+    })
+}
+
+fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    value.unwrap_or("").split(';').next().unwrap_or("").trim()
+}
+
+async fn bytes_of(request: Request<Incoming>) -> Result<Bytes, ApiError> {
+    let body = Limited::new(request.into_body(), BODY_LIMIT)
+        .collect()
+        .await;
+    match body {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            format!("limit is {BODY_LIMIT}"),
+        )),
+        Err(error) => Err(ApiError::bad_request(error.to_string())),
+    }
+}
+
+/// The body as a value; YAML is not accepted, protobuf neither.
+async fn object_of(request: Request<Incoming>) -> Result<Value, ApiError> {
+    let media_type = content_type(request.headers());
+    if media_type.contains("protobuf") || media_type.contains("apply-patch") {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UnsupportedMediaType",
+            "the body of the request was in an unknown format - accepted media types include: application/json",
+        ));
+    }
+    let body = bytes_of(request).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type JSON): {error}"
+        ))
+    })
+}
+
+fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(full(value.to_string()));
+    *response.status_mut() = code;
+    set_content_type(&mut response, "application/json");
+    response
+}
+
+fn set_content_type(response: &mut Response<Body>, media_type: &'static str) {
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+}

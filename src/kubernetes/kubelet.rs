@@ -1,0 +1,314 @@
+//! The simulated kubelets: what runs in worker VMs, as far as the cluster sees it.
+//!
+//! A running VM whose user data has a `kubelet` is a Node of that cluster; when the VM goes, so does
+//! the Node. Each cluster is looked at as a whole, from the VMs and Nodes that there are: so a crash
+//! midway, or a VM that went while nobody watched, is made good by the next look. The clusters'
+//! APIs are spoken to over HTTPS, as any client does.
+//!
+//! A Node is written when something about it changes and not at an interval: heartbeats would tell
+//! nothing that the VM's state does not, and would keep a manual clock from ever being idle.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::registry::seconds;
+use super::{Kubernetes, KubernetesError};
+use crate::clock::{Clock, Timestamp};
+use crate::infra::work_queue::WorkQueue;
+use crate::infra::{Cloud, Observed, Requested, Vm};
+
+/// Memory that the kubelet keeps from pods, in KiB (contract clever-api 4.4).
+const RESERVED_MEMORY_KIB: u64 = 100 * 1024;
+/// Disk of every node, and what eviction keeps free of it, in KiB (contract cke-models 9).
+const EPHEMERAL_STORAGE_KIB: u64 = 40_971_488;
+const EVICTION_THRESHOLD_KIB: u64 = 4_097_149;
+const PODS: u32 = 110;
+/// On every Node that a simulated kubelet made, and on no other.
+const ROLE_LABEL: &str = "clever-cloud.com/cluster-node-role";
+
+/// User data of a VM that is a node.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KubeletGuest {
+    cluster_id: String,
+    node_name: String,
+    vcpus: u32,
+    /// What the kernel sees.
+    memory_kib: u64,
+    labels: BTreeMap<String, String>,
+    taints: Vec<Value>,
+    /// Such as `v1.36.0`.
+    version: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum KubeletError {
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error("kubeconfig: {0}")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    #[error(transparent)]
+    Api(Box<kube::Error>),
+    #[error("a node cannot be written: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl From<kube::Error> for KubeletError {
+    fn from(error: kube::Error) -> Self {
+        KubeletError::Api(Box::new(error))
+    }
+}
+
+/// Runs the kubelets of every VM until `shutdown`.
+pub async fn run(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, shutdown: CancellationToken) {
+    let queue: WorkQueue<String> = WorkQueue::new(clock.clone());
+    if kubernetes.inner.kubelets.set(queue.clone()).is_err() {
+        tracing::error!("the kubelets run already");
+        return;
+    }
+    let kubelets = Arc::new(Kubelets {
+        kubernetes,
+        cloud: cloud.clone(),
+        clock,
+        clients: Mutex::new(HashMap::new()),
+    });
+    let mut workers = {
+        let kubelets = Arc::clone(&kubelets);
+        queue.start(move |cluster: String| {
+            let kubelets = Arc::clone(&kubelets);
+            async move { kubelets.reconcile(&cluster).await.map(|()| None) }
+        })
+    };
+    match kubelets.kubernetes.cluster_ids().await {
+        Ok(clusters) => clusters.into_iter().for_each(|cluster| queue.push(cluster)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot list clusters: nodes follow their next change")
+        }
+    }
+    let mut vms = cloud.watch();
+    loop {
+        let event = tokio::select! {
+            event = vms.next() => event,
+            () = shutdown.cancelled() => None,
+        };
+        let Some(event) = event else {
+            break;
+        };
+        if let Some(guest) = guest_of(&event.vm) {
+            queue.push(guest.cluster_id);
+        }
+    }
+    queue.close();
+    while workers.join_next().await.is_some() {}
+}
+
+fn guest_of(vm: &Vm) -> Option<KubeletGuest> {
+    let kubelet = vm
+        .spec
+        .guest
+        .get("kubelet")
+        .filter(|guest| !guest.is_null())?;
+    match serde_json::from_value(kubelet.clone()) {
+        Ok(guest) => Some(guest),
+        Err(error) => {
+            tracing::error!(%error, vm = %vm.spec.id, "the VM's user data cannot be read");
+            None
+        }
+    }
+}
+
+struct Kubelets {
+    kubernetes: Kubernetes,
+    cloud: Cloud,
+    clock: Clock,
+    /// One per cluster; its certificate lasts a year.
+    clients: Mutex<HashMap<String, kube::Client>>,
+}
+
+impl Kubelets {
+    async fn client(&self, cluster: &str) -> Result<kube::Client, KubeletError> {
+        if let Some(client) = self.clients.lock().get(cluster) {
+            return Ok(client.clone());
+        }
+        let text = self
+            .kubernetes
+            .kubeconfig_of(cluster, "kubelet", "system:node:simulated", "system:nodes")
+            .await?;
+        let kubeconfig = Kubeconfig::from_yaml(&text)?;
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        let client = kube::Client::try_from(config)?;
+        self.clients
+            .lock()
+            .insert(cluster.to_owned(), client.clone());
+        Ok(client)
+    }
+
+    /// Makes the cluster's Nodes those of its running VMs.
+    async fn reconcile(&self, cluster: &str) -> Result<(), KubeletError> {
+        match self.kubernetes.load(cluster).await {
+            Ok(found) if found.record.available => {}
+            // Looked at again when that changes.
+            Ok(_) | Err(KubernetesError::ClusterNotFound(_)) => {
+                self.clients.lock().remove(cluster);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let mut wanted: BTreeMap<String, (Arc<Vm>, KubeletGuest)> = BTreeMap::new();
+        for vm in self.cloud.list_vms() {
+            if !vm.is_running() || vm.requested == Requested::Deleted {
+                continue;
+            }
+            if let Some(guest) = guest_of(&vm).filter(|guest| guest.cluster_id == cluster) {
+                wanted.insert(guest.node_name.clone(), (vm, guest));
+            }
+        }
+        let nodes: Api<Node> = Api::all(self.client(cluster).await?);
+        let present = nodes
+            .list(&ListParams::default().labels(ROLE_LABEL))
+            .await?;
+        for node in present.items {
+            let name = node.metadata.name.clone().unwrap_or_default();
+            match wanted.remove(&name) {
+                None => delete(&nodes, &name).await?,
+                Some((vm, _)) if machine_id(&node) != Some(&vm.spec.id.0) => {
+                    // Another VM by the same name: another node.
+                    delete(&nodes, &name).await?;
+                    wanted.extend(guest_of(&vm).map(|guest| (name, (vm, guest))));
+                }
+                Some((vm, guest)) => self.update(&nodes, &node, &vm, &guest).await?,
+            }
+        }
+        for (vm, guest) in wanted.values() {
+            self.register(&nodes, vm, guest).await?;
+        }
+        Ok(())
+    }
+
+    async fn register(
+        &self,
+        nodes: &Api<Node>,
+        vm: &Vm,
+        guest: &KubeletGuest,
+    ) -> Result<(), KubeletError> {
+        let node: Node = serde_json::from_value(node(vm, guest, self.clock.now()))?;
+        match nodes.create(&PostParams::default(), &node).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            outcome => outcome.map(drop).map_err(Into::into),
+        }
+    }
+
+    async fn update(
+        &self,
+        nodes: &Api<Node>,
+        present: &Node,
+        vm: &Vm,
+        guest: &KubeletGuest,
+    ) -> Result<(), KubeletError> {
+        let info = present
+            .status
+            .as_ref()
+            .and_then(|status| status.node_info.as_ref());
+        if info.is_some_and(|info| info.kubelet_version == guest.version) {
+            return Ok(());
+        }
+        let fresh = node(vm, guest, self.clock.now());
+        let patch = json!({"status": {"nodeInfo": fresh["status"]["nodeInfo"]}});
+        nodes
+            .patch_status(
+                &guest.node_name,
+                &PatchParams::default(),
+                &Patch::Merge(patch),
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+fn machine_id(node: &Node) -> Option<&String> {
+    let info = node.status.as_ref()?.node_info.as_ref()?;
+    Some(&info.machine_id)
+}
+
+async fn delete(nodes: &Api<Node>, name: &str) -> Result<(), KubeletError> {
+    match nodes.delete(name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        outcome => outcome.map(drop).map_err(Into::into),
+    }
+}
+
+/// The Node that a kubelet would register from this VM.
+fn node(vm: &Vm, guest: &KubeletGuest, now: Timestamp) -> Value {
+    let since = match vm.observed {
+        Observed::Running { since, .. } => since,
+        _ => now,
+    };
+    let mut labels = guest.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", guest.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", "amd64"),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", "amd64"),
+        ("topology.kubernetes.io/region", "par"),
+        ("topology.kubernetes.io/zone", vm.datacenter.as_str()),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let resources = |memory_kib: u64, storage_bytes: String| {
+        json!({
+            "cpu": guest.vcpus.to_string(), "memory": format!("{memory_kib}Ki"),
+            "ephemeral-storage": storage_bytes, "pods": PODS.to_string(),
+            "hugepages-1Gi": "0", "hugepages-2Mi": "0",
+        })
+    };
+    let allocatable_storage = (EPHEMERAL_STORAGE_KIB - EVICTION_THRESHOLD_KIB) * 1024;
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": seconds(now), "lastTransitionTime": seconds(since),
+        })
+    };
+    let address: Ipv4Addr = vm.address;
+    json!({
+        "metadata": {"name": guest.node_name, "labels": labels},
+        "spec": {"taints": guest.taints},
+        "status": {
+            "capacity": resources(guest.memory_kib, format!("{EPHEMERAL_STORAGE_KIB}Ki")),
+            "allocatable": resources(
+                guest.memory_kib.saturating_sub(RESERVED_MEMORY_KIB),
+                allocatable_storage.to_string(),
+            ),
+            "addresses": [
+                {"type": "InternalIP", "address": address.to_string()},
+                {"type": "Hostname", "address": guest.node_name},
+            ],
+            "conditions": [
+                condition("MemoryPressure", "False", "KubeletHasSufficientMemory",
+                    "kubelet has sufficient memory available"),
+                condition("DiskPressure", "False", "KubeletHasNoDiskPressure",
+                    "kubelet has no disk pressure"),
+                condition("PIDPressure", "False", "KubeletHasSufficientPID",
+                    "kubelet has sufficient PID available"),
+                condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            ],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
+            "nodeInfo": {
+                "machineID": vm.spec.id.0, "systemUUID": vm.spec.id.0, "bootID": vm.spec.id.0,
+                "kernelVersion": "6.12.0", "osImage": "Clever Cloud Exherbo",
+                "containerRuntimeVersion": "containerd://2.1.0", "kubeletVersion": guest.version,
+                "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": "amd64",
+            },
+        },
+    })
+}

@@ -1,0 +1,615 @@
+//! Objects of any kind over a cluster's etcd keyspace: create, get, list, update, delete.
+//!
+//! An object is kept as JSON without its resource version, which is its key's mod revision; a write
+//! compares it. So conflicts, and the order of resource versions, are kube-apiserver's.
+
+pub mod list;
+pub mod patch;
+pub mod resource;
+pub mod selector;
+pub mod table;
+pub mod validation;
+pub mod watch;
+
+use base64::Engine as _;
+use etcd_proto::etcdserverpb::response_op::Response;
+use etcd_proto::etcdserverpb::{TxnRequest, TxnResponse};
+use etcd_proto::mvccpb::KeyValue;
+use parking_lot::Mutex;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+use self::resource::{Kind, Resource};
+use super::status::ApiError;
+use crate::clock::{Clock, Timestamp};
+use crate::etcd::client::{self, Client};
+
+/// Tries of a write that did not say which version it means to replace.
+const ATTEMPTS: usize = 32;
+
+/// Where an object is: of a kind, in a namespace unless the kind has none.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub resource: &'static Resource,
+    pub namespace: Option<&'a str>,
+}
+
+impl Place<'_> {
+    fn key(&self, name: &str) -> String {
+        self.resource.key(self.namespace, name)
+    }
+}
+
+/// Which part of an object a write is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Everything but the status, where that is a subresource.
+    Object,
+    Status,
+}
+
+/// What a delete insists on.
+#[derive(Clone, Debug, Default)]
+pub struct Preconditions {
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+}
+
+/// What a delete did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Deleted {
+    /// Gone; this is what it was.
+    Now(Value),
+    /// Waits for its finalizers.
+    Later(Value),
+}
+
+/// The objects of one cluster.
+pub struct Registry {
+    client: Client,
+    clock: Clock,
+    random: Mutex<ChaCha8Rng>,
+}
+
+impl Registry {
+    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng) -> Registry {
+        Registry {
+            client,
+            clock,
+            random: Mutex::new(random),
+        }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub async fn get(&self, place: Place<'_>, name: &str) -> Result<Value, ApiError> {
+        match self.client.get(place.key(name)).await?.value {
+            Some(kv) => decode(&kv),
+            None => Err(ApiError::not_found(place.resource, name)),
+        }
+    }
+
+    /// Keeps a new object. `dry_run` does everything but that.
+    pub async fn create(
+        &self,
+        place: Place<'_>,
+        mut object: Value,
+        dry_run: bool,
+    ) -> Result<Value, ApiError> {
+        self.check_type(place, &mut object)?;
+        if let Some(namespace) = place.namespace {
+            self.check_namespace(namespace).await?;
+        }
+        self.generate_name(&mut object);
+        let name = name_of(&object);
+        if object["metadata"]["resourceVersion"]
+            .as_str()
+            .is_some_and(|version| !version.is_empty())
+        {
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        if place.resource.status && place.resource.generation {
+            // A custom resource's status only comes by its subresource.
+            remove(&mut object, "status");
+        }
+        validation::default(place.resource, &mut object);
+        let causes = validation::validate(place.resource, &object, None);
+        if !causes.is_empty() {
+            return Err(ApiError::invalid(place.resource, &name, &causes));
+        }
+        let uid = self.uid();
+        let metadata = &mut object["metadata"];
+        metadata["uid"] = Value::from(uid);
+        metadata["creationTimestamp"] = Value::from(seconds(self.clock.now()));
+        if place.resource.generation {
+            metadata["generation"] = Value::from(1);
+        }
+        remove(metadata, "resourceVersion");
+        remove(metadata, "selfLink");
+        remove(metadata, "managedFields");
+        remove(metadata, "deletionTimestamp");
+        if place.resource.kind == "Service" {
+            self.allocate_cluster_ip(&mut object);
+        }
+        if dry_run {
+            return Ok(object);
+        }
+        match self.write(&place.key(&name), 0, &object).await? {
+            Some(revision) => {
+                let created = with_version(object, revision);
+                if place.resource.kind == "Namespace" {
+                    self.populate_namespace(&name).await?;
+                }
+                Ok(created)
+            }
+            None => Err(ApiError::already_exists(place.resource, &name)),
+        }
+    }
+
+    /// Replaces an object, or its status.
+    pub async fn update(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        part: Part,
+        mut object: Value,
+        dry_run: bool,
+    ) -> Result<Value, ApiError> {
+        self.check_type(place, &mut object)?;
+        let given = name_of(&object);
+        if given != name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({given}) does not match the name on the URL ({name})"
+            )));
+        }
+        self.modify(place, name, part, dry_run, |_| Ok(object.clone()))
+            .await
+    }
+
+    /// Replaces an object, or its status, by what `change` makes of it. If the result carries a
+    /// resource version, that must be the present one: an update's is the one that the caller read,
+    /// a patch's is the one that it was applied to, so that a patch is tried until it succeeds.
+    pub async fn modify(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        part: Part,
+        dry_run: bool,
+        change: impl Fn(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Value, ApiError> {
+        let key = place.key(name);
+        for _ in 0..ATTEMPTS {
+            let Some(kv) = self.client.get(key.clone()).await?.value else {
+                return Err(ApiError::not_found(place.resource, name));
+            };
+            let current = decode(&kv)?;
+            let changed = change(&current)?;
+            let asked = changed["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap_or("");
+            let pinned = !asked.is_empty() && asked != "0";
+            if pinned && asked != kv.mod_revision.to_string() {
+                return Err(ApiError::modified(place.resource, name));
+            }
+            let next = self.next(place, &current, changed, part)?;
+            if next == current || dry_run {
+                return Ok(next);
+            }
+            let stored = without_version(next.clone());
+            let finished = is_finished(&stored);
+            let written = if finished {
+                self.remove(&key, kv.mod_revision).await?
+            } else {
+                self.write(&key, kv.mod_revision, &stored).await?
+            };
+            if let Some(revision) = written {
+                return Ok(with_version(stored, revision));
+            }
+        }
+        Err(ApiError::modified(place.resource, name))
+    }
+
+    /// `changed`, with what a write may not change as it was.
+    fn next(
+        &self,
+        place: Place<'_>,
+        current: &Value,
+        changed: Value,
+        part: Part,
+    ) -> Result<Value, ApiError> {
+        let resource = place.resource;
+        let name = name_of(current);
+        let uid = &changed["metadata"]["uid"];
+        if uid.is_string() && uid != &current["metadata"]["uid"] {
+            let why = format!(
+                "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+                uid.as_str().unwrap_or(""),
+                current["metadata"]["uid"].as_str().unwrap_or("")
+            );
+            return Err(ApiError::conflict(resource, &name, &why));
+        }
+        let mut next = match part {
+            Part::Status => {
+                let mut next = current.clone();
+                next["status"] = changed["status"].clone();
+                next
+            }
+            Part::Object => {
+                let mut next = changed;
+                if resource.status {
+                    match current.get("status") {
+                        Some(status) => next["status"] = status.clone(),
+                        None => remove(&mut next, "status"),
+                    }
+                }
+                next
+            }
+        };
+        for field in [
+            "uid",
+            "creationTimestamp",
+            "generation",
+            "resourceVersion",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "name",
+            "namespace",
+        ] {
+            match current["metadata"].get(field) {
+                Some(value) => next["metadata"][field] = value.clone(),
+                None => remove(&mut next["metadata"], field),
+            }
+        }
+        remove(&mut next["metadata"], "managedFields");
+        next["kind"] = Value::from(resource.kind);
+        next["apiVersion"] = Value::from(resource.api_version());
+        if part == Part::Object {
+            keep_allocated(resource, current, &mut next);
+            validation::default(resource, &mut next);
+            let causes = validation::validate(resource, &next, Some(current));
+            if !causes.is_empty() {
+                return Err(ApiError::invalid(resource, &name, &causes));
+            }
+            if resource.generation && next["spec"] != current["spec"] {
+                let generation = current["metadata"]["generation"].as_i64().unwrap_or(0);
+                next["metadata"]["generation"] = Value::from(generation + 1);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Deletes an object, or marks it if finalizers hold it.
+    pub async fn delete(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        preconditions: &Preconditions,
+        dry_run: bool,
+    ) -> Result<Deleted, ApiError> {
+        let key = place.key(name);
+        for _ in 0..ATTEMPTS {
+            let Some(kv) = self.client.get(key.clone()).await?.value else {
+                return Err(ApiError::not_found(place.resource, name));
+            };
+            let current = decode(&kv)?;
+            self.check_preconditions(place, name, &current, preconditions)?;
+            if !has_finalizers(&current) {
+                if dry_run {
+                    return Ok(Deleted::Now(current));
+                }
+                match self.remove(&key, kv.mod_revision).await? {
+                    Some(revision) => return Ok(Deleted::Now(with_version(current, revision))),
+                    None => continue,
+                }
+            }
+            if !current["metadata"]["deletionTimestamp"].is_null() {
+                return Ok(Deleted::Later(current));
+            }
+            let mut marked = without_version(current);
+            marked["metadata"]["deletionTimestamp"] = Value::from(seconds(self.clock.now()));
+            marked["metadata"]["deletionGracePeriodSeconds"] = Value::from(0);
+            if place.resource.kind == "Namespace" {
+                marked["status"]["phase"] = Value::from("Terminating");
+            }
+            if dry_run {
+                return Ok(Deleted::Later(marked));
+            }
+            if let Some(revision) = self.write(&key, kv.mod_revision, &marked).await? {
+                return Ok(Deleted::Later(with_version(marked, revision)));
+            }
+        }
+        Err(ApiError::modified(place.resource, name))
+    }
+
+    fn check_preconditions(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        current: &Value,
+        preconditions: &Preconditions,
+    ) -> Result<(), ApiError> {
+        let metadata = &current["metadata"];
+        for (what, asked, is) in [
+            ("UID", &preconditions.uid, &metadata["uid"]),
+            (
+                "ResourceVersion",
+                &preconditions.resource_version,
+                &metadata["resourceVersion"],
+            ),
+        ] {
+            let is = is.as_str().unwrap_or("");
+            if let Some(asked) = asked
+                && asked != is
+            {
+                let why = format!(
+                    "Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}"
+                );
+                return Err(ApiError::conflict(place.resource, name, &why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an emptied namespace whatever holds it. For the namespace controller.
+    pub async fn finish_namespace(&self, name: &str) -> Result<(), ApiError> {
+        let key = Resource::of_kind(Kind::Namespace).key(None, name);
+        let Some(kv) = self.client.get(key.clone()).await?.value else {
+            return Ok(());
+        };
+        let namespace = decode(&kv)?;
+        // Finalizers of the metadata are somebody else's to remove.
+        let mut finished = without_version(namespace);
+        finished["spec"]["finalizers"] = json!([]);
+        if is_finished(&finished) {
+            self.remove(&key, kv.mod_revision).await?;
+        } else {
+            self.write(&key, kv.mod_revision, &finished).await?;
+        }
+        Ok(())
+    }
+
+    /// What every namespace starts with. Repeating it changes nothing.
+    pub async fn populate_namespace(&self, name: &str) -> Result<(), ApiError> {
+        let account = json!({"metadata": {"name": "default"}});
+        let place = Place {
+            resource: Resource::of_kind(Kind::ServiceAccount),
+            namespace: Some(name),
+        };
+        match Box::pin(self.create(place, account, false)).await {
+            Err(error) if error.reason != "AlreadyExists" => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn check_namespace(&self, namespace: &str) -> Result<(), ApiError> {
+        let resource = Resource::of_kind(Kind::Namespace);
+        let place = Place {
+            resource,
+            namespace: None,
+        };
+        let found = self.get(place, namespace).await?;
+        if found["metadata"]["deletionTimestamp"].is_null() {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(format!(
+            "unable to create new content in namespace {namespace} because it is being terminated"
+        )))
+    }
+
+    /// Kind and namespace in the body must be those of the URL; absent ones are filled in.
+    fn check_type(&self, place: Place<'_>, object: &mut Value) -> Result<(), ApiError> {
+        let resource = place.resource;
+        if !object.is_object() {
+            return Err(ApiError::bad_request("the body is not an object"));
+        }
+        if object["metadata"].is_null() {
+            object["metadata"] = json!({});
+        }
+        if !object["metadata"].is_object() {
+            return Err(ApiError::bad_request("metadata is not an object"));
+        }
+        for (field, expected) in [
+            ("kind", resource.kind.to_owned()),
+            ("apiVersion", resource.api_version()),
+        ] {
+            match object[field].as_str() {
+                None | Some("") => object[field] = Value::from(expected),
+                Some(given) if given == expected => {}
+                Some(given) => {
+                    return Err(ApiError::bad_request(format!(
+                        "the {field} in the data ({given}) does not match the expected one ({expected})"
+                    )));
+                }
+            }
+        }
+        match (place.namespace, object["metadata"]["namespace"].as_str()) {
+            (Some(namespace), None | Some("")) => {
+                object["metadata"]["namespace"] = Value::from(namespace);
+            }
+            (Some(namespace), Some(given)) if given != namespace => {
+                return Err(ApiError::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
+            }
+            (None, _) => remove(&mut object["metadata"], "namespace"),
+            (Some(_), Some(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn generate_name(&self, object: &mut Value) {
+        const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+        let metadata = &mut object["metadata"];
+        if metadata["name"]
+            .as_str()
+            .is_some_and(|name| !name.is_empty())
+        {
+            return;
+        }
+        let Some(prefix) = metadata["generateName"].as_str() else {
+            return;
+        };
+        let mut random = self.random.lock();
+        let suffix: String = (0..5)
+            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
+            .collect();
+        let kept: String = prefix.chars().take(58).collect();
+        metadata["name"] = Value::from(format!("{kept}{suffix}"));
+    }
+
+    fn uid(&self) -> String {
+        let bytes: [u8; 16] = self.random.lock().random();
+        uuid::Builder::from_random_bytes(bytes)
+            .into_uuid()
+            .to_string()
+    }
+
+    /// An address of 10.3.0.0/16, derived from the service's uid, which is unique. Two may fall on
+    /// the same address: nothing routes to them.
+    fn allocate_cluster_ip(&self, object: &mut Value) {
+        let spec = &mut object["spec"];
+        if spec["type"] == "ExternalName" || !spec["clusterIP"].is_null() {
+            return;
+        }
+        let [high, low]: [u8; 2] = self.random.lock().random();
+        let address = format!("10.3.{high}.{}", low.clamp(2, 254));
+        spec["clusterIP"] = Value::from(address.clone());
+        spec["clusterIPs"] = json!([address]);
+        spec["ipFamilies"] = json!(["IPv4"]);
+        spec["ipFamilyPolicy"] = json!("SingleStack");
+    }
+
+    /// Sets the key if its mod revision is still `expected`; the new revision, or none if it is not.
+    async fn write(
+        &self,
+        key: &str,
+        expected: i64,
+        object: &Value,
+    ) -> Result<Option<i64>, ApiError> {
+        let value = serde_json::to_vec(object).map_err(ApiError::internal)?;
+        let response = self
+            .client
+            .txn(TxnRequest {
+                compare: vec![client::mod_revision_is(key.to_owned(), expected)],
+                success: vec![client::put(key.to_owned(), value)],
+                failure: vec![],
+            })
+            .await?;
+        Ok(revision_if_succeeded(&response))
+    }
+
+    async fn remove(&self, key: &str, expected: i64) -> Result<Option<i64>, ApiError> {
+        let response = self
+            .client
+            .txn(TxnRequest {
+                compare: vec![client::mod_revision_is(key.to_owned(), expected)],
+                success: vec![client::delete(key.to_owned())],
+                failure: vec![],
+            })
+            .await?;
+        Ok(revision_if_succeeded(&response))
+    }
+}
+
+fn revision_if_succeeded(response: &TxnResponse) -> Option<i64> {
+    let of_delete = response.responses.iter().find_map(|op| match &op.response {
+        Some(Response::ResponseDeleteRange(deleted)) => deleted.header.as_ref(),
+        _ => None,
+    });
+    let header = response.header.as_ref().or(of_delete)?;
+    response.succeeded.then_some(header.revision)
+}
+
+/// What a write may leave out and still keep: addresses of a service.
+fn keep_allocated(resource: &Resource, current: &Value, next: &mut Value) {
+    if resource.kind == "Service" {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            if next["spec"][field].is_null() && !current["spec"][field].is_null() {
+                next["spec"][field] = current["spec"][field].clone();
+            }
+        }
+    }
+}
+
+fn has_finalizers(object: &Value) -> bool {
+    let held = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
+    held(&object["metadata"]["finalizers"])
+        || (object["kind"] == "Namespace" && held(&object["spec"]["finalizers"]))
+}
+
+/// Being deleted, and nothing holds it any more.
+fn is_finished(object: &Value) -> bool {
+    !object["metadata"]["deletionTimestamp"].is_null() && !has_finalizers(object)
+}
+
+pub fn name_of(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or("").to_owned()
+}
+
+/// The object under a key, with its resource version.
+pub fn decode(kv: &KeyValue) -> Result<Value, ApiError> {
+    let object: Value = serde_json::from_slice(&kv.value).map_err(|error| {
+        ApiError::internal(format!("{}: {error}", String::from_utf8_lossy(&kv.key)))
+    })?;
+    Ok(with_version(object, kv.mod_revision))
+}
+
+pub fn with_version(mut object: Value, revision: i64) -> Value {
+    object["metadata"]["resourceVersion"] = Value::from(revision.to_string());
+    object
+}
+
+fn without_version(mut object: Value) -> Value {
+    remove(&mut object["metadata"], "resourceVersion");
+    object
+}
+
+fn remove(object: &mut Value, field: &str) {
+    if let Some(map) = object.as_object_mut() {
+        map.remove(field);
+    }
+}
+
+/// RFC 3339 to the second, as `metav1.Time` is written.
+pub fn seconds(now: Timestamp) -> String {
+    let text = now.to_rfc3339();
+    match text.split_once('.') {
+        Some((whole, _)) => format!("{whole}Z"),
+        None => text,
+    }
+}
+
+/// The position in a list that a client goes on from.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Continue {
+    revision: i64,
+    after: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json)
+    }
+
+    fn decode(token: &str) -> Result<Continue, ApiError> {
+        base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(token)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .ok_or_else(|| ApiError::bad_request("continue key is not valid"))
+    }
+}

@@ -1,0 +1,444 @@
+//! Tables: what `kubectl get` prints, made by the server.
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::resource::Resource;
+use crate::clock::Timestamp;
+
+/// How much of each object a row carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IncludeObject {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+struct Column {
+    name: &'static str,
+    kind: &'static str,
+    /// Shown only with `-o wide`.
+    wide: bool,
+}
+
+const fn column(name: &'static str) -> Column {
+    Column {
+        name,
+        kind: "string",
+        wide: false,
+    }
+}
+
+const fn integer(name: &'static str) -> Column {
+    Column {
+        name,
+        kind: "integer",
+        wide: false,
+    }
+}
+
+const fn wide(name: &'static str) -> Column {
+    Column {
+        name,
+        kind: "string",
+        wide: true,
+    }
+}
+
+fn columns(resource: &Resource) -> &'static [Column] {
+    const NODES: &[Column] = &[
+        column("Name"),
+        column("Status"),
+        column("Roles"),
+        column("Age"),
+        column("Version"),
+        wide("Internal-IP"),
+        wide("External-IP"),
+        wide("OS-Image"),
+        wide("Kernel-Version"),
+        wide("Container-Runtime"),
+    ];
+    const PODS: &[Column] = &[
+        column("Name"),
+        column("Ready"),
+        column("Status"),
+        column("Restarts"),
+        column("Age"),
+        wide("IP"),
+        wide("Node"),
+        wide("Nominated Node"),
+        wide("Readiness Gates"),
+    ];
+    const SERVICES: &[Column] = &[
+        column("Name"),
+        column("Type"),
+        column("Cluster-IP"),
+        column("External-IP"),
+        column("Port(s)"),
+        column("Age"),
+        wide("Selector"),
+    ];
+    const SECRETS: &[Column] = &[
+        column("Name"),
+        column("Type"),
+        integer("Data"),
+        column("Age"),
+    ];
+    const CONFIG_MAPS: &[Column] = &[column("Name"), integer("Data"), column("Age")];
+    const NAMESPACES: &[Column] = &[column("Name"), column("Status"), column("Age")];
+    const EVENTS: &[Column] = &[
+        column("Last Seen"),
+        column("Type"),
+        column("Reason"),
+        column("Object"),
+        column("Message"),
+    ];
+    const LEASES: &[Column] = &[column("Name"), column("Holder"), column("Age")];
+    const NODE_GROUPS: &[Column] = &[
+        column("Name"),
+        integer("DesiredNodeCount"),
+        integer("CurrentNodeCount"),
+        column("Flavor"),
+        column("Status"),
+        column("Age"),
+    ];
+    const OTHERS: &[Column] = &[column("Name"), column("Age")];
+    match resource.kind {
+        "Node" => NODES,
+        "Pod" => PODS,
+        "Service" => SERVICES,
+        "Secret" => SECRETS,
+        "ConfigMap" => CONFIG_MAPS,
+        "Namespace" => NAMESPACES,
+        "Event" => EVENTS,
+        "Lease" => LEASES,
+        "NodeGroup" => NODE_GROUPS,
+        _ => OTHERS,
+    }
+}
+
+/// A table of the objects. `metadata` is the list's, or an object's resource version.
+pub fn table(
+    resource: &Resource,
+    objects: Vec<Value>,
+    metadata: Value,
+    include: IncludeObject,
+    now: Timestamp,
+) -> Value {
+    let definitions: Vec<Value> = columns(resource)
+        .iter()
+        .map(|column| {
+            json!({
+                "name": column.name,
+                "type": column.kind,
+                "format": if column.name == "Name" { "name" } else { "" },
+                "description": "",
+                "priority": i32::from(column.wide),
+            })
+        })
+        .collect();
+    let rows: Vec<Value> = objects
+        .into_iter()
+        .map(|object| {
+            let cells = cells(resource, &object, now);
+            let shown = match include {
+                IncludeObject::None => Value::Null,
+                IncludeObject::Object => object,
+                IncludeObject::Metadata => json!({
+                    "kind": "PartialObjectMetadata",
+                    "apiVersion": "meta.k8s.io/v1",
+                    "metadata": object["metadata"],
+                }),
+            };
+            json!({"cells": cells, "object": shown})
+        })
+        .collect();
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": metadata,
+        "columnDefinitions": definitions,
+        "rows": rows,
+    })
+}
+
+fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> {
+    let metadata = &object["metadata"];
+    let (spec, status) = (&object["spec"], &object["status"]);
+    let name = metadata["name"].clone();
+    let age = json!(age(&metadata["creationTimestamp"], now));
+    let text = |value: &Value, absent: &str| match value.as_str() {
+        Some(text) if !text.is_empty() => json!(text),
+        _ => json!(absent),
+    };
+    let size = |value: &Value| value.as_object().map_or(0, serde_json::Map::len);
+    match resource.kind {
+        "Node" => {
+            let info = &status["nodeInfo"];
+            let address = |kind: &str| {
+                let addresses = status["addresses"].as_array();
+                let found = addresses
+                    .into_iter()
+                    .flatten()
+                    .find(|address| address["type"] == kind);
+                text(
+                    found.map_or(&Value::Null, |address| &address["address"]),
+                    "<none>",
+                )
+            };
+            vec![
+                name,
+                json!(node_status(object)),
+                json!(node_roles(metadata)),
+                age,
+                text(&info["kubeletVersion"], ""),
+                address("InternalIP"),
+                address("ExternalIP"),
+                text(&info["osImage"], "<unknown>"),
+                text(&info["kernelVersion"], "<unknown>"),
+                text(&info["containerRuntimeVersion"], "<unknown>"),
+            ]
+        }
+        "Pod" => {
+            let statuses = status["containerStatuses"].as_array();
+            let ready = statuses
+                .into_iter()
+                .flatten()
+                .filter(|container| container["ready"] == true)
+                .count();
+            let restarts: i64 = statuses
+                .into_iter()
+                .flatten()
+                .filter_map(|container| container["restartCount"].as_i64())
+                .sum();
+            let total = spec["containers"].as_array().map_or(0, Vec::len);
+            let phase = if metadata["deletionTimestamp"].is_null() {
+                text(
+                    &status["reason"],
+                    status["phase"].as_str().unwrap_or("Unknown"),
+                )
+            } else {
+                json!("Terminating")
+            };
+            vec![
+                name,
+                json!(format!("{ready}/{total}")),
+                phase,
+                json!(restarts.to_string()),
+                age,
+                text(&status["podIP"], "<none>"),
+                text(&spec["nodeName"], "<none>"),
+                text(&status["nominatedNodeName"], "<none>"),
+                json!("<none>"),
+            ]
+        }
+        "Service" => vec![
+            name,
+            text(&spec["type"], "ClusterIP"),
+            text(&spec["clusterIP"], "<none>"),
+            json!(external_ip(object)),
+            json!(ports(&spec["ports"])),
+            age,
+            json!(labels(&spec["selector"])),
+        ],
+        "Secret" => vec![
+            name,
+            text(&object["type"], "Opaque"),
+            json!(size(&object["data"])),
+            age,
+        ],
+        "ConfigMap" => vec![
+            name,
+            json!(size(&object["data"]) + size(&object["binaryData"])),
+            age,
+        ],
+        "Namespace" => vec![name, text(&status["phase"], ""), age],
+        "Event" => {
+            let seen = [
+                &object["lastTimestamp"],
+                &object["eventTime"],
+                &metadata["creationTimestamp"],
+            ];
+            let last = seen.into_iter().find(|time| time.is_string());
+            let involved = &object["involvedObject"];
+            let kind = involved["kind"].as_str().unwrap_or("").to_lowercase();
+            vec![
+                json!(self::age(last.unwrap_or(&Value::Null), now)),
+                text(&object["type"], ""),
+                text(&object["reason"], ""),
+                json!(format!(
+                    "{kind}/{}",
+                    involved["name"].as_str().unwrap_or("")
+                )),
+                json!(object["message"].as_str().unwrap_or("").trim()),
+            ]
+        }
+        "Lease" => vec![name, text(&spec["holderIdentity"], ""), age],
+        "NodeGroup" => vec![
+            name,
+            spec["nodeCount"].clone(),
+            json!(status["nodeCount"].as_i64().unwrap_or(0)),
+            text(&spec["flavor"], ""),
+            text(&status["phase"], ""),
+            age,
+        ],
+        _ => vec![name, age],
+    }
+}
+
+fn node_status(node: &Value) -> String {
+    let conditions = node["status"]["conditions"].as_array();
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Ready");
+    let mut words = vec![match ready.map(|ready| &ready["status"]) {
+        Some(status) if status == "True" => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    }];
+    if node["spec"]["unschedulable"] == true {
+        words.push("SchedulingDisabled");
+    }
+    words.join(",")
+}
+
+fn node_roles(metadata: &Value) -> String {
+    let labels = metadata["labels"].as_object();
+    let roles: Vec<&str> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| {
+            key.strip_prefix("node-role.kubernetes.io/").or_else(|| {
+                (key == "kubernetes.io/role")
+                    .then(|| value.as_str())
+                    .flatten()
+            })
+        })
+        .filter(|role| !role.is_empty())
+        .collect();
+    if roles.is_empty() {
+        return String::from("<none>");
+    }
+    roles.join(",")
+}
+
+fn external_ip(service: &Value) -> String {
+    let (spec, status) = (&service["spec"], &service["status"]);
+    let texts = |values: &mut dyn Iterator<Item = &str>| values.collect::<Vec<_>>().join(",");
+    let own = texts(
+        &mut spec["externalIPs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str),
+    );
+    match spec["type"].as_str() {
+        Some("LoadBalancer") => {
+            let given = texts(
+                &mut status["loadBalancer"]["ingress"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|ingress| ingress["ip"].as_str().or(ingress["hostname"].as_str())),
+            );
+            if given.is_empty() {
+                return String::from("<pending>");
+            }
+            given
+        }
+        Some("ExternalName") => spec["externalName"].as_str().unwrap_or("").to_owned(),
+        _ if own.is_empty() => String::from("<none>"),
+        _ => own,
+    }
+}
+
+fn ports(ports: &Value) -> String {
+    let texts: Vec<String> = ports
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|port| {
+            let number = port["port"].as_i64().unwrap_or(0);
+            let protocol = port["protocol"].as_str().unwrap_or("TCP");
+            match port["nodePort"].as_i64() {
+                Some(node_port) if node_port > 0 => format!("{number}:{node_port}/{protocol}"),
+                _ => format!("{number}/{protocol}"),
+            }
+        })
+        .collect();
+    if texts.is_empty() {
+        return String::from("<none>");
+    }
+    texts.join(",")
+}
+
+fn labels(labels: &Value) -> String {
+    let texts: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("")))
+        .collect();
+    if texts.is_empty() {
+        return String::from("<none>");
+    }
+    texts.join(",")
+}
+
+fn age(created: &Value, now: Timestamp) -> String {
+    let created = created
+        .as_str()
+        .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+    match created {
+        Some(created) => human_duration(
+            (now.0 - i64::try_from(created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)) / 1000,
+        ),
+        None => String::from("<unknown>"),
+    }
+}
+
+/// Seconds as `kubectl` writes ages: two units at most while that says something.
+fn human_duration(seconds: i64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let two = |large: i64, unit: &str, small: i64, small_unit: &str| match small {
+        0 => format!("{large}{unit}"),
+        _ => format!("{large}{unit}{small}{small_unit}"),
+    };
+    match seconds {
+        i64::MIN..-1 => String::from("<invalid>"),
+        -1..=0 => String::from("0s"),
+        1..120 => format!("{seconds}s"),
+        120..600 => two(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => two(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => two(days, "d", hours % 24, "h"),
+        691_200..63_072_000 => format!("{days}d"),
+        63_072_000..252_288_000 => two(days / 365, "y", days % 365, "d"),
+        _ => format!("{}y", days / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_kubectls() {
+        let check = |seconds: i64, expect: &str| assert_eq!(human_duration(seconds), expect);
+        check(-5, "<invalid>");
+        check(0, "0s");
+        check(119, "119s");
+        check(120, "2m");
+        check(125, "2m5s");
+        check(600, "10m");
+        check(10_860, "3h1m");
+        check(36_000, "10h");
+        check(180_000, "2d2h");
+        check(800_000, "9d");
+        check(70_000_000, "2y80d");
+    }
+}

@@ -1,0 +1,428 @@
+//! What an object must be before it is kept, and what it is given if it does not say.
+
+use serde_json::{Value, json};
+
+use super::resource::{Names, Resource};
+
+/// (field, message) of what is wrong.
+pub type Causes = Vec<(String, String)>;
+
+const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric \
+    characters, '-' or '.', and must start and end with an alphanumeric character (e.g. \
+    'example.com', regex used for validation is \
+    '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters \
+    or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', \
+    regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+const RFC_1035_LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters \
+    or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. \
+    'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+
+/// Most nodes of a group, by the NodeGroup resource's schema.
+const NODE_COUNT_LIMIT: i64 = 16;
+const FLAVORS: [&str; 6] = ["2XS", "XS", "S", "M", "L", "XL"];
+const RESERVED_LABELS: [&str; 3] = ["kubernetes.io/", "node.kubernetes.io/", "clever-cloud.com/"];
+
+/// Everything wrong with a new object, or with `old` becoming `object`.
+pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Causes {
+    let mut causes = Causes::new();
+    let metadata = &object["metadata"];
+    let name = metadata["name"].as_str().unwrap_or("");
+    if let Err(message) = check_name(resource.names, name) {
+        causes.push(invalid_value("metadata.name", name, message));
+    }
+    if let Some(labels) = metadata["labels"].as_object() {
+        for (key, value) in labels {
+            check_label("metadata.labels", key, value, &mut causes);
+        }
+    }
+    match resource.kind {
+        "NodeGroup" => node_group(object, old, &mut causes),
+        "Pod" => pod(object, &mut causes),
+        "Service" => service(object, &mut causes),
+        "ConfigMap" | "Secret" => data(object, &mut causes),
+        _ => {}
+    }
+    causes
+}
+
+fn invalid_value(field: &str, value: &str, message: &str) -> (String, String) {
+    let value = Value::from(value);
+    (
+        field.to_owned(),
+        format!("Invalid value: {value}: {message}"),
+    )
+}
+
+fn required(field: &str, message: &str) -> (String, String) {
+    let message = if message.is_empty() {
+        String::from("Required value")
+    } else {
+        format!("Required value: {message}")
+    };
+    (field.to_owned(), message)
+}
+
+fn check_name(names: Names, name: &str) -> Result<(), &'static str> {
+    let edge = |byte: Option<u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    let is_label = |label: &str| {
+        edge(label.bytes().next())
+            && edge(label.bytes().last())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    match names {
+        Names::Label if name.len() > 63 => Err("must be no more than 63 characters"),
+        Names::Label => is_label(name).then_some(()).ok_or(LABEL),
+        Names::Rfc1035Label if name.len() > 63 => Err("must be no more than 63 characters"),
+        Names::Rfc1035Label => {
+            let starts = name
+                .bytes()
+                .next()
+                .is_some_and(|byte| byte.is_ascii_lowercase());
+            (starts && is_label(name))
+                .then_some(())
+                .ok_or(RFC_1035_LABEL)
+        }
+        Names::Subdomain if name.len() > 253 => Err("must be no more than 253 characters"),
+        Names::Subdomain => name.split('.').all(is_label).then_some(()).ok_or(SUBDOMAIN),
+    }
+}
+
+fn check_label(field: &str, key: &str, value: &Value, causes: &mut Causes) {
+    let edge = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
+    let legal = |text: &str| {
+        edge(text.bytes().next())
+            && edge(text.bytes().last())
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    let name = key.rsplit('/').next().unwrap_or("");
+    if name.is_empty() || name.len() > 63 || !legal(name) {
+        causes.push(invalid_value(
+            field,
+            key,
+            "name part must consist of alphanumeric characters, '-', '_' or '.', and must start \
+             and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', \
+             regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+        ));
+    }
+    let value = value.as_str().unwrap_or("");
+    if value.len() > 63 {
+        causes.push(invalid_value(field, value, "must be no more than 63 bytes"));
+    } else if !legal(value) {
+        causes.push(invalid_value(
+            field,
+            value,
+            "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' \
+             or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or \
+             'my_value',  or '12345', regex used for validation is \
+             '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+        ));
+    }
+}
+
+/// The NodeGroup resource's schema and its immutable fields (contract cke-models 11.1).
+fn node_group(object: &Value, old: Option<&Value>, causes: &mut Causes) {
+    let spec = &object["spec"];
+    match spec["flavor"].as_str() {
+        None => causes.push(required("spec.flavor", "")),
+        Some(flavor) if !FLAVORS.contains(&flavor) => {
+            let supported: Vec<String> = FLAVORS.iter().map(|name| format!("{name:?}")).collect();
+            causes.push((
+                String::from("spec.flavor"),
+                format!(
+                    "Unsupported value: {flavor:?}: supported values: {}",
+                    supported.join(", ")
+                ),
+            ));
+        }
+        Some(_) => {}
+    }
+    match &spec["nodeCount"] {
+        Value::Null => causes.push(required("spec.nodeCount", "")),
+        count => match count.as_i64() {
+            None => causes.push((
+                String::from("spec.nodeCount"),
+                format!("Invalid value: {count}: spec.nodeCount in body must be of type integer"),
+            )),
+            Some(number) if number < 0 => causes.push((
+                String::from("spec.nodeCount"),
+                format!(
+                    "Invalid value: {number}: spec.nodeCount in body should be greater than or equal to 0"
+                ),
+            )),
+            Some(number) if number > NODE_COUNT_LIMIT => causes.push((
+                String::from("spec.nodeCount"),
+                format!(
+                    "Invalid value: {number}: spec.nodeCount in body should be less than or equal to {NODE_COUNT_LIMIT}"
+                ),
+            )),
+            Some(_) => {}
+        },
+    }
+    if let Some(labels) = spec["labels"].as_object() {
+        for (key, value) in labels {
+            if RESERVED_LABELS
+                .iter()
+                .any(|reserved| key.starts_with(reserved))
+            {
+                causes.push(invalid_value("spec.labels", key, "the prefix is reserved"));
+            }
+            check_label("spec.labels", key, value, causes);
+        }
+    }
+    for (index, taint) in spec["taints"].as_array().into_iter().flatten().enumerate() {
+        let effect = taint["effect"].as_str().unwrap_or("");
+        if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+            causes.push((
+                format!("spec.taints[{index}].effect"),
+                format!(
+                    "Unsupported value: {effect:?}: supported values: \"NoSchedule\", \
+                     \"PreferNoSchedule\", \"NoExecute\""
+                ),
+            ));
+        }
+        if taint["key"].as_str().unwrap_or("").is_empty() {
+            causes.push(required(&format!("spec.taints[{index}].key"), ""));
+        }
+    }
+    let Some(old) = old else {
+        return;
+    };
+    for field in ["flavor", "labels", "taints"] {
+        let (now, before) = (&spec[field], &old["spec"][field]);
+        let absent = |value: &Value| value.is_null() || value == &json!({}) || value == &json!([]);
+        if now != before && !(absent(now) && absent(before)) {
+            causes.push((
+                format!("spec.{field}"),
+                format!("Invalid value: {now}: {field} is immutable"),
+            ));
+        }
+    }
+}
+
+fn pod(object: &Value, causes: &mut Causes) {
+    let containers = object["spec"]["containers"].as_array();
+    if containers.is_none_or(Vec::is_empty) {
+        causes.push(required("spec.containers", ""));
+    }
+    for (index, container) in containers.into_iter().flatten().enumerate() {
+        let at = format!("spec.containers[{index}]");
+        let name = container["name"].as_str().unwrap_or("");
+        if name.is_empty() {
+            causes.push(required(&format!("{at}.name"), ""));
+        } else if let Err(message) = check_name(Names::Label, name) {
+            causes.push(invalid_value(&format!("{at}.name"), name, message));
+        }
+        if container["image"].as_str().unwrap_or("").is_empty() {
+            causes.push(required(&format!("{at}.image"), ""));
+        }
+    }
+}
+
+fn service(object: &Value, causes: &mut Causes) {
+    let spec = &object["spec"];
+    let kind = spec["type"].as_str().unwrap_or("ClusterIP");
+    if !["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"].contains(&kind) {
+        causes.push((
+            String::from("spec.type"),
+            format!(
+                "Unsupported value: {kind:?}: supported values: \"ClusterIP\", \"ExternalName\", \
+                 \"LoadBalancer\", \"NodePort\""
+            ),
+        ));
+    }
+    let headless = spec["clusterIP"] == "None";
+    let ports = spec["ports"].as_array();
+    if kind != "ExternalName" && !headless && ports.is_none_or(Vec::is_empty) {
+        causes.push(required("spec.ports", ""));
+    }
+    for (index, port) in ports.into_iter().flatten().enumerate() {
+        let number = port["port"].as_i64().unwrap_or(0);
+        if !(1..=65535).contains(&number) {
+            causes.push((
+                format!("spec.ports[{index}].port"),
+                format!("Invalid value: {number}: must be between 1 and 65535, inclusive"),
+            ));
+        }
+    }
+}
+
+fn data(object: &Value, causes: &mut Causes) {
+    for field in ["data", "binaryData", "stringData"] {
+        for key in object[field]
+            .as_object()
+            .into_iter()
+            .flat_map(|map| map.keys())
+        {
+            let legal = !key.is_empty()
+                && key.len() <= 253
+                && key
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            if !legal {
+                causes.push(invalid_value(
+                    &format!("{field}[{key}]"),
+                    key,
+                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' \
+                     (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is \
+                     '[-._a-zA-Z0-9]+')",
+                ));
+            }
+        }
+    }
+}
+
+/// Fills in what kube-apiserver fills in, as far as `kubectl` and controllers look at it.
+pub fn default(resource: &Resource, object: &mut Value) {
+    let set = |object: &mut Value, field: &str, value: Value| {
+        if object[field].is_null() {
+            object[field] = value;
+        }
+    };
+    match resource.kind {
+        "Namespace" => {
+            let name = object["metadata"]["name"].clone();
+            object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
+            set(object, "spec", json!({"finalizers": ["kubernetes"]}));
+            set(object, "status", json!({"phase": "Active"}));
+        }
+        "Pod" => {
+            let spec = &mut object["spec"];
+            set(spec, "restartPolicy", json!("Always"));
+            set(spec, "terminationGracePeriodSeconds", json!(30));
+            set(spec, "dnsPolicy", json!("ClusterFirst"));
+            set(spec, "schedulerName", json!("default-scheduler"));
+            set(spec, "serviceAccountName", json!("default"));
+            set(spec, "enableServiceLinks", json!(true));
+            set(spec, "securityContext", json!({}));
+            for container in spec["containers"].as_array_mut().into_iter().flatten() {
+                let latest = container["image"].as_str().is_some_and(|image| {
+                    let name = image.rsplit('/').next().unwrap_or(image);
+                    !name.contains([':', '@']) || name.ends_with(":latest")
+                });
+                let policy = if latest { "Always" } else { "IfNotPresent" };
+                set(container, "imagePullPolicy", json!(policy));
+                set(container, "resources", json!({}));
+                set(
+                    container,
+                    "terminationMessagePath",
+                    json!("/dev/termination-log"),
+                );
+                set(container, "terminationMessagePolicy", json!("File"));
+            }
+            set(
+                object,
+                "status",
+                json!({"phase": "Pending", "qosClass": "BestEffort"}),
+            );
+        }
+        "Service" => {
+            let spec = &mut object["spec"];
+            set(spec, "type", json!("ClusterIP"));
+            set(spec, "sessionAffinity", json!("None"));
+            set(spec, "internalTrafficPolicy", json!("Cluster"));
+            for port in spec["ports"].as_array_mut().into_iter().flatten() {
+                set(port, "protocol", json!("TCP"));
+                let number = port["port"].clone();
+                set(port, "targetPort", number);
+            }
+            set(object, "status", json!({"loadBalancer": {}}));
+        }
+        "Secret" => {
+            set(object, "type", json!("Opaque"));
+            fold_string_data(object);
+        }
+        "Node" => {
+            set(object, "spec", json!({}));
+        }
+        _ => {}
+    }
+}
+
+/// `stringData` is write-only: it goes into `data`, encoded.
+fn fold_string_data(object: &mut Value) {
+    use base64::Engine as _;
+    let Some(texts) = object
+        .as_object_mut()
+        .and_then(|map| map.remove("stringData"))
+    else {
+        return;
+    };
+    for (key, text) in texts.as_object().into_iter().flatten() {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or(""));
+        object["data"][key] = Value::from(encoded);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::registry::resource::RESOURCES;
+
+    fn resource(kind: &str) -> &'static Resource {
+        RESOURCES
+            .iter()
+            .find(|resource| resource.kind == kind)
+            .expect(kind)
+    }
+
+    #[test]
+    fn names_are_checked_by_kind() {
+        let check = |kind: &str, name: &str, valid: bool| {
+            let object = json!({"metadata": {"name": name}});
+            let causes = validate(resource(kind), &object, None);
+            assert_eq!(causes.is_empty(), valid, "{kind} {name} {causes:?}");
+        };
+        check("ConfigMap", "a.b-c", true);
+        check("ConfigMap", "A", false);
+        check("ConfigMap", "", false);
+        check("ConfigMap", "-a", false);
+        check("Namespace", "a.b", false);
+        check("Namespace", &"a".repeat(64), false);
+    }
+
+    #[test]
+    fn node_groups_keep_their_schema() {
+        let check = |spec: Value, old: Option<Value>, fields: &[&str]| {
+            let object = json!({"metadata": {"name": "x"}, "spec": spec});
+            let old = old.map(|spec| json!({"spec": spec}));
+            let causes = validate(resource("NodeGroup"), &object, old.as_ref());
+            let found: Vec<&str> = causes.iter().map(|(field, _)| field.as_str()).collect();
+            assert_eq!(found, fields, "{causes:?}");
+        };
+        check(json!({"flavor": "M", "nodeCount": 2}), None, &[]);
+        check(json!({"flavor": "M", "nodeCount": 0}), None, &[]);
+        check(json!({}), None, &["spec.flavor", "spec.nodeCount"]);
+        check(
+            json!({"flavor": "m", "nodeCount": 17}),
+            None,
+            &["spec.flavor", "spec.nodeCount"],
+        );
+        check(
+            json!({"flavor": "M", "nodeCount": -1}),
+            None,
+            &["spec.nodeCount"],
+        );
+        check(
+            json!({"flavor": "M", "nodeCount": "2"}),
+            None,
+            &["spec.nodeCount"],
+        );
+        check(
+            json!({"flavor": "M", "nodeCount": 1, "labels": {"kubernetes.io/os": "x"}}),
+            None,
+            &["spec.labels"],
+        );
+        check(
+            json!({"flavor": "L", "nodeCount": 1, "labels": {}}),
+            Some(json!({"flavor": "M", "nodeCount": 1})),
+            &["spec.flavor"],
+        );
+    }
+}
