@@ -165,6 +165,11 @@ impl Platform {
         Ok(Snapshot::new(records, inventory))
     }
 
+    /// Keeps the clock's reading for a restart. Whoever advances a manual clock does it afterwards.
+    pub async fn save_reading(&self) -> Result<()> {
+        Ok(self.inner.context.cloud.save_reading().await?)
+    }
+
     fn store(&self) -> &Store {
         &self.inner.context.store
     }

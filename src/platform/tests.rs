@@ -395,7 +395,7 @@ impl Killed {
         self.world = dead.restart().await;
         self.world.advance(1).await;
         // As whoever advances a manual clock does.
-        self.world.cloud.save_reading().await.unwrap();
+        self.world.platform.save_reading().await.unwrap();
         self
     }
 }
