@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
-use crate::clever::account::AccountsConfig;
+use crate::clever::account::{AccountsConfig, ConsumerConfig, OrganisationConfig, UserConfig};
 use crate::clock::TimeScale;
 
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +63,13 @@ pub struct ServeOptions {
     #[arg(long, env = "CKE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 
-    /// More users and organisations; only in the file.
+    /// More users, organisations and OAuth consumers; only in the file.
     #[arg(skip)]
-    #[serde(flatten)]
-    pub accounts: AccountsConfig,
+    pub users: Vec<UserConfig>,
+    #[arg(skip)]
+    pub organisations: Vec<OrganisationConfig>,
+    #[arg(skip)]
+    pub consumers: Vec<ConsumerConfig>,
 }
 
 /// Every option of `cke serve`, decided.
@@ -118,8 +121,15 @@ impl ServeOptions {
                 .or(file.time_scale)
                 .unwrap_or(TimeScale::Factor(20.0)),
             seed: self.seed.or(file.seed).unwrap_or(0),
-            log: self.log.or(file.log).unwrap_or_else(|| String::from("warn")),
-            accounts: file.accounts,
+            log: self
+                .log
+                .or(file.log)
+                .unwrap_or_else(|| String::from("warn")),
+            accounts: AccountsConfig {
+                users: file.users,
+                organisations: file.organisations,
+                consumers: file.consumers,
+            },
         }
     }
 }
@@ -204,7 +214,12 @@ pub struct EtcdOptions {
     pub max_txn_ops: usize,
 
     /// debug, info, warn, error, or a `tracing` filter
-    #[arg(long, env = "ETCD_LOG_LEVEL", value_name = "LEVEL", default_value = "warn")]
+    #[arg(
+        long,
+        env = "ETCD_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "warn"
+    )]
     pub log_level: String,
 }
 

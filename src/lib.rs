@@ -1,6 +1,11 @@
 //! Clever Kubernetes Engine, whole and local. The layers, top to bottom: each knows only those below it.
 
+pub mod config;
+pub mod price;
+pub mod serve;
+
 pub mod clever;
+
 pub mod platform;
 
 pub mod kubernetes;

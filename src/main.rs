@@ -1,1 +1,67 @@
-fn main() {}
+//! The `cke` command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cke::config::{EtcdOptions, ServeOptions};
+use cke::price::PriceOptions;
+use cke::serve;
+use clap::{Parser, Subcommand};
+
+/// Clever Kubernetes Engine on your machine: the real APIs, with time and failures under your control.
+#[derive(Parser)]
+#[command(name = "cke", version, disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole platform: Clever Cloud's REST API, the clusters' Kubernetes APIs, Materia etcd
+    Serve {
+        /// TOML file with any of these options, and with users and organisations
+        #[arg(long, env = "CKE_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        options: Box<ServeOptions>,
+    },
+    /// Run Materia etcd alone: an etcd v3 server
+    Etcd(EtcdOptions),
+    /// Say what a cluster of some shape costs
+    Price(PriceOptions),
+    /// Print the version
+    Version,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve { config, options } => run_serve(config, *options),
+        Command::Etcd(options) => serve::etcd(options).map_err(|error| error.to_string()),
+        Command::Price(options) => options.run().map_err(|error| error.to_string()),
+        Command::Version => {
+            println!("cke {}", env!("CARGO_PKG_VERSION"));
+            println!("etcd API {}", cke::etcd::VERSION);
+            println!(
+                "Kubernetes {}",
+                cke::platform::catalog::AVAILABLE_VERSIONS.join(", ")
+            );
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("cke: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_serve(config: Option<PathBuf>, options: ServeOptions) -> Result<(), String> {
+    let file = match config {
+        Some(path) => ServeOptions::from_file(&path).map_err(|error| error.to_string())?,
+        None => ServeOptions::default(),
+    };
+    serve::platform(options.resolve(file)).map_err(|error| error.to_string())
+}

@@ -50,7 +50,7 @@ pub enum AccountError {
 
 /// More accounts, in the configuration file: `[[users]]` and `[[organisations]]`.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct AccountsConfig {
     pub users: Vec<UserConfig>,
     pub organisations: Vec<OrganisationConfig>,

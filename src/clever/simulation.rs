@@ -66,6 +66,7 @@ async fn advance(
             "The clock runs by itself; start with --time-scale manual to advance it by hand",
         ));
     }
+    clever.platform.save_reading().await?;
     Ok(Json(ClockView::of(&clever)))
 }
 

@@ -27,7 +27,7 @@ pub mod pricing;
 pub mod quota;
 mod request;
 pub mod store;
-mod validation;
+pub mod validation;
 mod vm_state;
 
 use std::sync::Arc;

@@ -189,6 +189,16 @@ impl Components {
             Component::CloudControllerManager => self.cloud_controller_manager,
         }
     }
+
+    pub fn get_mut(&mut self, component: Component) -> &mut ComponentConfig {
+        match component {
+            Component::Apiserver => &mut self.apiserver,
+            Component::ControllerManager => &mut self.controller_manager,
+            Component::Scheduler => &mut self.scheduler,
+            Component::NodeGroupOperator => &mut self.node_group_operator,
+            Component::CloudControllerManager => &mut self.cloud_controller_manager,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

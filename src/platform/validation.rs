@@ -189,7 +189,7 @@ pub fn available_version(field: &str, version: &str) -> Result<String> {
     Err(PlatformError::invalid(field, version, reason))
 }
 
-fn topology_fits(field: &str, topology: &Topology) -> Result<()> {
+pub fn topology_fits(field: &str, topology: &Topology) -> Result<()> {
     match topology {
         Topology::AllInOne {
             flavor,

@@ -1,0 +1,393 @@
+//! Puts the layers together and runs them: `cke serve` and `cke etcd`.
+//!
+//! Start-up binds every listener before it opens the store, so that a port in use is said at once;
+//! and says `ready` only when every listener answers. A signal to terminate stops the listeners,
+//! lets requests end for [`DRAIN`], and closes the store. Nothing depends on that: a kill -9 loses
+//! nothing that was acknowledged.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::clever::account::{Accounts, Seed};
+use crate::clever::{self, CleverConfig};
+use crate::clock::{Clock, TimeScale, Timestamp};
+use crate::config::{EtcdOptions, ServeConfig};
+use crate::etcd::client::SharedKeyspaces;
+use crate::etcd::{EtcdConfig, Server};
+use crate::infra::{Cloud, CloudConfig};
+use crate::kubernetes::{Kubernetes, KubernetesConfig, kubelet};
+use crate::platform::{self, Platform, PlatformConfig};
+
+/// Where a manual clock begins on a fresh store, so that every run of a scenario is the same:
+/// 2026-01-01T00:00:00Z.
+const MANUAL_ORIGIN: Timestamp = Timestamp(1_767_225_600_000);
+
+/// How long requests under way may take to end after a signal to terminate.
+const DRAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address} for {what}: {source}")]
+    Listen {
+        what: &'static str,
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("cannot use {path} as data directory: {source}")]
+    DataDirectory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot open the store in {path}: {source}")]
+    Store {
+        path: PathBuf,
+        source: fdb::OpenError,
+    },
+    #[error("the log filter `{filter}` is not valid: {source}")]
+    LogFilter {
+        filter: String,
+        source: tracing_subscriber::filter::ParseError,
+    },
+    #[error("cannot start {layer}: {source}")]
+    Start {
+        layer: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("{what} stopped: {source}")]
+    Stopped {
+        what: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+}
+
+fn start<E>(layer: &'static str) -> impl FnOnce(E) -> ServeError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |source| ServeError::Start {
+        layer,
+        source: source.into(),
+    }
+}
+
+/// The outcome of a listener's task, by its name.
+type Outcome = (
+    &'static str,
+    Result<(), Box<dyn std::error::Error + Send + Sync>>,
+);
+
+/// Runs the whole platform until a signal to terminate.
+pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
+    let started = Instant::now();
+    log_to_stderr(&config.log)?;
+    block_on(async move {
+        let http = listen("the REST API", config.listen_http).await?;
+        let kubernetes_listener = listen("Kubernetes", config.listen_kubernetes).await?;
+        let etcd_listener = listen("etcd", config.listen_etcd).await?;
+        let addresses = Addresses {
+            host: config.public_host.clone(),
+            http: port(&http),
+            kubernetes: port(&kubernetes_listener),
+            etcd: port(&etcd_listener),
+        };
+
+        let database = open_store(&config.data_dir).await?;
+        let shutdown = CancellationToken::new();
+        let etcd = Server::open(
+            database.clone(),
+            Clock::real(),
+            EtcdConfig {
+                advertise_client_urls: vec![addresses.etcd_url()],
+                ..EtcdConfig::default()
+            },
+        )
+        .await
+        .map_err(start("etcd"))?;
+        let keyspaces: SharedKeyspaces = Arc::new(etcd.clone());
+
+        // The simulated time line goes on where the last run left it.
+        let origin = platform::last_instant(&keyspaces)
+            .await
+            .map_err(start("the clock"))?
+            .unwrap_or_else(|| first_instant(config.time_scale));
+        let clock = Clock::new(config.time_scale, origin);
+        let cloud = Cloud::start(CloudConfig::new(
+            Arc::clone(&keyspaces),
+            clock.clone(),
+            config.seed,
+        ))
+        .await
+        .map_err(start("the simulated cloud"))?;
+        let kubernetes = Kubernetes::start(KubernetesConfig {
+            keyspaces: Arc::clone(&keyspaces),
+            clock: clock.clone(),
+            seed: config.seed,
+            public_host: config.public_host.clone(),
+            public_port: addresses.kubernetes,
+        })
+        .await
+        .map_err(start("Kubernetes"))?;
+        let platform = Platform::start(PlatformConfig {
+            keyspaces: Arc::clone(&keyspaces),
+            clock: clock.clone(),
+            cloud: cloud.clone(),
+            kubernetes: Arc::new(kubernetes.clone()),
+            seed: config.seed,
+        })
+        .await
+        .map_err(start("the platform"))?;
+        let accounts = Accounts::new(config.accounts).map_err(start("accounts"))?;
+        let seed = accounts.seed();
+        let router = clever::router(CleverConfig {
+            platform: platform.clone(),
+            clock: clock.clone(),
+            accounts,
+            public_url: addresses.http_url(),
+            keyspaces,
+        });
+        let kubelets = tokio::spawn(kubelet::run(
+            kubernetes.clone(),
+            cloud.clone(),
+            clock,
+            shutdown.clone(),
+        ));
+
+        let mut listeners: JoinSet<Outcome> = JoinSet::new();
+        listeners.spawn({
+            let (etcd, shutdown) = (etcd.clone(), shutdown.clone());
+            async move {
+                let served = etcd.serve(etcd_listener, shutdown).await;
+                ("etcd", served.map_err(Into::into))
+            }
+        });
+        listeners.spawn({
+            let shutdown = shutdown.clone();
+            async move {
+                let served = kubernetes.serve(kubernetes_listener, shutdown).await;
+                ("Kubernetes", served.map_err(Into::into))
+            }
+        });
+        listeners.spawn({
+            let shutdown = shutdown.clone();
+            async move {
+                let served = clever::serve(http, router, shutdown).await;
+                ("the REST API", served.map_err(Into::into))
+            }
+        });
+        announce(&addresses, &seed, started.elapsed());
+        let outcome = until_terminated(&mut listeners, &shutdown).await;
+        // From the top down: each layer ends while those below it still answer.
+        platform.shutdown().await;
+        if let Err(panic) = kubelets.await {
+            tracing::error!(%panic, "the kubelets had died");
+        }
+        cloud.shutdown().await;
+        etcd.close().await;
+        database.close().await;
+        outcome
+    })
+}
+
+/// Runs Materia etcd alone until a signal to terminate.
+pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
+    log_to_stderr(&options.log_level)?;
+    block_on(async move {
+        let mut bound = Vec::new();
+        for address in &options.listen_client_urls {
+            bound.push(listen("clients", *address).await?);
+        }
+        let directory = options
+            .data_dir
+            .unwrap_or_else(|| PathBuf::from(format!("{}.etcd", options.name)));
+        let database = open_store(&directory).await?;
+        let advertise_client_urls = if options.advertise_client_urls.is_empty() {
+            bound
+                .iter()
+                .filter_map(|listener| listener.local_addr().ok())
+                .map(|address| format!("http://{address}"))
+                .collect()
+        } else {
+            options.advertise_client_urls
+        };
+        let server = Server::open(
+            database.clone(),
+            Clock::real(),
+            EtcdConfig {
+                name: options.name,
+                advertise_client_urls: advertise_client_urls.clone(),
+                watch_progress_notify_interval: options.watch_progress_notify_interval,
+                max_request_bytes: options.max_request_bytes,
+                max_txn_ops: options.max_txn_ops,
+                ..EtcdConfig::default()
+            },
+        )
+        .await
+        .map_err(start("etcd"))?;
+        let shutdown = CancellationToken::new();
+        let mut listeners: JoinSet<Outcome> = JoinSet::new();
+        for listener in bound {
+            let (server, shutdown) = (server.clone(), shutdown.clone());
+            listeners.spawn(async move {
+                (
+                    "etcd",
+                    server.serve(listener, shutdown).await.map_err(Into::into),
+                )
+            });
+        }
+        say(&format!("ready: {}\n", advertise_client_urls.join(", ")));
+        let outcome = until_terminated(&mut listeners, &shutdown).await;
+        server.close().await;
+        database.close().await;
+        outcome
+    })
+}
+
+fn first_instant(scale: TimeScale) -> Timestamp {
+    match scale {
+        TimeScale::Manual => MANUAL_ORIGIN,
+        TimeScale::Factor(_) => Clock::system_time(),
+    }
+}
+
+fn block_on(future: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?
+        .block_on(future)
+}
+
+fn log_to_stderr(filter: &str) -> Result<(), ServeError> {
+    let parsed = EnvFilter::try_new(filter).map_err(|source| ServeError::LogFilter {
+        filter: filter.to_owned(),
+        source,
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr)
+        .init();
+    Ok(())
+}
+
+async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen {
+            what,
+            address,
+            source,
+        })
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().map_or(0, |address| address.port())
+}
+
+async fn open_store(directory: &Path) -> Result<fdb::Database, ServeError> {
+    std::fs::create_dir_all(directory).map_err(|source| ServeError::DataDirectory {
+        path: directory.to_owned(),
+        source,
+    })?;
+    fdb::Database::open_embedded(&directory.join("store"), fdb::EmbeddedOptions::default())
+        .await
+        .map_err(|source| ServeError::Store {
+            path: directory.to_owned(),
+            source,
+        })
+}
+
+/// Waits for a signal, or for a listener to fail; then drains.
+async fn until_terminated(
+    listeners: &mut JoinSet<Outcome>,
+    shutdown: &CancellationToken,
+) -> Result<(), ServeError> {
+    let failed = tokio::select! {
+        () = terminated() => None,
+        ended = listeners.join_next() => ended,
+    };
+    shutdown.cancel();
+    let drained = async { while listeners.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("requests were still under way after {DRAIN:?}");
+    }
+    match failed {
+        Some(Ok((what, Err(source)))) => Err(ServeError::Stopped { what, source }),
+        Some(Err(panic)) => Err(ServeError::Stopped {
+            what: "a listener",
+            source: panic.into(),
+        }),
+        Some(Ok((_, Ok(())))) | None => Ok(()),
+    }
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be caught: it ends the process at once");
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+struct Addresses {
+    host: String,
+    http: u16,
+    kubernetes: u16,
+    etcd: u16,
+}
+
+impl Addresses {
+    fn http_url(&self) -> String {
+        format!("http://{}:{}", self.host, self.http)
+    }
+
+    fn etcd_url(&self) -> String {
+        format!("http://{}:{}", self.host, self.etcd)
+    }
+}
+
+/// Prints what a shell needs to point unmodified clients here.
+fn announce(addresses: &Addresses, seed: &Seed, took: Duration) {
+    let http = addresses.http_url();
+    say(&format!(
+        "export API_HOST={http}\n\
+         export AUTH_BRIDGE_HOST={http}\n\
+         export CONSOLE_URL={http}\n\
+         export CLEVER_TOKEN={}\n\
+         export CLEVER_SECRET={}\n\
+         export CKE_ORG={}\n\
+         export CKE_KUBERNETES=https://{}:{}\n\
+         export CKE_ETCD={}\n\
+         ready in {} ms\n",
+        seed.token,
+        seed.secret,
+        seed.organisation,
+        addresses.host,
+        addresses.kubernetes,
+        addresses.etcd_url(),
+        took.as_millis(),
+    ));
+}
+
+/// Standard output may be a closed pipe: that is no reason to stop serving.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
