@@ -248,10 +248,24 @@ mod tests {
 
     #[test]
     fn a_quote_has_an_item_for_everything_that_is_paid() {
-        expect![[r#""#]].assert_eq(&said(
+        expect![[r#"
+            ITEM                        FLAVOR  COUNT    EUR/HOUR     EUR/MONTH
+            apiserver                   S           3      0.4000        288.00
+            controller-manager          XS          1      0.0917         66.00
+            scheduler                   XS          1      0.0917         66.00
+            node-group-operator         XS          1      0.0917         66.00
+            cloud-controller-manager    XS          1      0.0917         66.00
+            node group                  M           3      0.3500        252.00
+            node group web              2XS         1      0.0333         24.00
+            total, without taxes                           1.1500        828.00
+        "#]].assert_eq(&said(
             "--topology distributed --flavor XS --component apiserver=S:3 --node-group M:3 --node-group web=2XS:1",
         ));
-        expect![[r#""#]].assert_eq(&said(
+        expect![[r#"
+            ITEM                        FLAVOR  COUNT    EUR/HOUR     EUR/MONTH
+            bundle                      S           5      0.4444        320.00
+            total, without taxes                           0.4444        320.00
+        "#]].assert_eq(&said(
             "--topology ALL_IN_ONE --flavor S --replication-factor 5",
         ));
     }
