@@ -265,7 +265,8 @@ mod tests {
             ITEM                        FLAVOR  COUNT    EUR/HOUR     EUR/MONTH
             bundle                      S           5      0.4444        320.00
             total, without taxes                           0.4444        320.00
-        "#]].assert_eq(&said(
+        "#]]
+        .assert_eq(&said(
             "--topology ALL_IN_ONE --flavor S --replication-factor 5",
         ));
     }

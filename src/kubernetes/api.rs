@@ -20,7 +20,7 @@ use super::registry::watch::WatchOptions;
 use super::registry::{Deleted, Part, Place, Preconditions, name_of};
 use super::request::{Objects, Query, Target, verb};
 use super::status::ApiError;
-use super::{discovery, openapi};
+use super::{discovery, openapi, protobuf};
 
 /// Largest body of a request, as kube-apiserver's.
 const BODY_LIMIT: usize = 3 << 20;
@@ -282,12 +282,12 @@ impl Exchange<'_> {
         name: &str,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, ApiError> {
+        let media_type = content_type(request.headers()).to_owned();
         let body = bytes_of(request).await?;
-        let options: Value = if body.is_empty() {
+        let options = if body.is_empty() {
             Value::Null
         } else {
-            serde_json::from_slice(&body)
-                .map_err(|error| ApiError::bad_request(error.to_string()))?
+            parse(&media_type, body)?
         };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let preconditions = Preconditions {
@@ -539,17 +539,29 @@ async fn bytes_of(request: Request<Incoming>) -> Result<Bytes, ApiError> {
     }
 }
 
-/// The body as a value; YAML is not accepted, protobuf neither.
+/// The body as a value. It may be JSON or protobuf; YAML is for kubectl's own side.
 async fn object_of(request: Request<Incoming>) -> Result<Value, ApiError> {
-    let media_type = content_type(request.headers());
-    if media_type.contains("protobuf") || media_type.contains("apply-patch") {
+    let media_type = content_type(request.headers()).to_owned();
+    parse(&media_type, bytes_of(request).await?)
+}
+
+fn parse(media_type: &str, body: Bytes) -> Result<Value, ApiError> {
+    let bare = media_type.split(';').next().unwrap_or("").trim();
+    if bare == protobuf::MEDIA_TYPE {
+        return protobuf::decode(body).map_err(|error| ApiError::bad_request(error.to_string()));
+    }
+    let json = bare.is_empty() || bare == "application/json" || bare.ends_with("-patch+json");
+    if !json {
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json",
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json, {}",
+                protobuf::MEDIA_TYPE
+            ),
         ));
     }
-    let body = bytes_of(request).await?;
     serde_json::from_slice(&body).map_err(|error| {
         ApiError::bad_request(format!(
             "the object provided is unrecognized (must be of type JSON): {error}"

@@ -91,7 +91,7 @@ pub async fn run(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, shutdown: C
     match kubelets.kubernetes.cluster_ids().await {
         Ok(clusters) => clusters.into_iter().for_each(|cluster| queue.push(cluster)),
         Err(error) => {
-            tracing::warn!(%error, "cannot list clusters: nodes follow their next change")
+            tracing::warn!(%error, "cannot list clusters: nodes follow their next change");
         }
     }
     let mut vms = cloud.watch();

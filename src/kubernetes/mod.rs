@@ -16,6 +16,7 @@ pub mod kubelet;
 mod namespace;
 mod openapi;
 mod pki;
+mod protobuf;
 pub mod registry;
 mod request;
 mod server;

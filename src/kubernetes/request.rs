@@ -161,24 +161,26 @@ pub fn verb(method: &Method, objects: &Objects, query: &Query) -> &'static str {
 mod tests {
     use super::*;
 
+    /// Plural, namespace, name and subresource.
+    type Found<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Option<&'a str>);
+
     #[test]
     fn paths_name_objects() {
-        let check =
-            |path: &str, expect: Option<(&str, Option<&str>, Option<&str>, Option<&str>)>| {
-                let found = match Target::parse(path) {
-                    Ok(Target::Objects(objects)) => Some(objects),
-                    Ok(Target::Information(_)) | Err(_) => None,
-                };
-                let found = found.as_ref().map(|objects| {
-                    (
-                        objects.resource.plural,
-                        objects.namespace.as_deref(),
-                        objects.name.as_deref(),
-                        objects.subresource.as_deref(),
-                    )
-                });
-                assert_eq!(found, expect, "{path}");
+        let check = |path: &str, expect: Option<Found<'_>>| {
+            let found = match Target::parse(path) {
+                Ok(Target::Objects(objects)) => Some(objects),
+                Ok(Target::Information(_)) | Err(_) => None,
             };
+            let found = found.as_ref().map(|objects| {
+                (
+                    objects.resource.plural,
+                    objects.namespace.as_deref(),
+                    objects.name.as_deref(),
+                    objects.subresource.as_deref(),
+                )
+            });
+            assert_eq!(found, expect, "{path}");
+        };
         check("/api/v1/nodes", Some(("nodes", None, None, None)));
         check(
             "/api/v1/nodes/a/status",

@@ -33,8 +33,10 @@ fn lists_watches_and_conflicts() {
         .kubernetes("GET", &format!("{path}/kubeconfig.yaml"), None)
         .body;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let work = tokio::time::timeout(std::time::Duration::from_secs(60), drive(&kubeconfig));
-    runtime.block_on(work).expect("it ends");
+    let limit = std::time::Duration::from_secs(60);
+    runtime
+        .block_on(async { tokio::time::timeout(limit, drive(&kubeconfig)).await })
+        .expect("it ends");
     cke.finish();
 }
 

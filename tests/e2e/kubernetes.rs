@@ -161,6 +161,40 @@ fn objects_are_created_changed_and_deleted() {
 }
 
 /// A kubeconfig opens one cluster, until that is deleted.
+/// kubectl's own generators send protobuf.
+#[test]
+fn typed_clients_send_protobuf() {
+    let (cke, _, kubectl) = cluster();
+    let said = kubectl.ok(&[
+        "run",
+        "web",
+        "--image=nginx:1",
+        "--port=80",
+        "--labels=app=web",
+    ]);
+    assert_eq!(said, "pod/web created\n");
+    let pod = kubectl.json(&["get", "pod", "web"]);
+    assert_eq!(pod["status"]["phase"], "Pending");
+    assert_eq!(pod["status"]["qosClass"], "BestEffort");
+    assert_eq!(
+        pod["spec"]["containers"][0]["ports"],
+        json!([{"containerPort": 80}])
+    );
+    kubectl.ok(&["create", "service", "clusterip", "web", "--tcp=80:8080"]);
+    let service = kubectl.json(&["get", "service", "web"]);
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], 8080);
+    assert_eq!(service["spec"]["selector"], json!({"app": "web"}));
+    kubectl.ok(&["create", "serviceaccount", "robot"]);
+    let stderr = kubectl.run(&["create", "serviceaccount", "robot"]).failed();
+    assert_eq!(
+        stderr,
+        "error: failed to create serviceaccount: serviceaccounts \"robot\" already exists\n"
+    );
+    kubectl.ok(&["delete", "pod", "web"]);
+    kubectl.ok(&["wait", "--for=delete", "pod/web", "--timeout=10s"]);
+    cke.finish();
+}
+
 #[test]
 fn clusters_are_apart() {
     let (cke, path, kubectl) = cluster();

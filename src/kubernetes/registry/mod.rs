@@ -121,8 +121,8 @@ impl Registry {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
-        if place.resource.status && place.resource.generation {
-            // A custom resource's status only comes by its subresource.
+        // A status comes later, by its subresource; only kubelets register with one.
+        if place.resource.status && place.resource.kind != "Node" {
             remove(&mut object, "status");
         }
         validation::default(place.resource, &mut object);

@@ -289,7 +289,8 @@ pub fn default(resource: &Resource, object: &mut Value) {
         "Namespace" => {
             let name = object["metadata"]["name"].clone();
             object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
-            set(object, "spec", json!({"finalizers": ["kubernetes"]}));
+            set(object, "spec", json!({}));
+            set(&mut object["spec"], "finalizers", json!(["kubernetes"]));
             set(object, "status", json!({"phase": "Active"}));
         }
         "Pod" => {
@@ -316,10 +317,11 @@ pub fn default(resource: &Resource, object: &mut Value) {
                 );
                 set(container, "terminationMessagePolicy", json!("File"));
             }
+            let class = quality_of_service(&object["spec"]);
             set(
                 object,
                 "status",
-                json!({"phase": "Pending", "qosClass": "BestEffort"}),
+                json!({"phase": "Pending", "qosClass": class}),
             );
         }
         "Service" => {
@@ -329,8 +331,10 @@ pub fn default(resource: &Resource, object: &mut Value) {
             set(spec, "internalTrafficPolicy", json!("Cluster"));
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 set(port, "protocol", json!("TCP"));
-                let number = port["port"].clone();
-                set(port, "targetPort", number);
+                // Typed clients send 0 for what is not set.
+                if port["targetPort"].is_null() || port["targetPort"] == 0 {
+                    port["targetPort"] = port["port"].clone();
+                }
             }
             set(object, "status", json!({"loadBalancer": {}}));
         }
@@ -342,6 +346,28 @@ pub fn default(resource: &Resource, object: &mut Value) {
             set(object, "spec", json!({}));
         }
         _ => {}
+    }
+}
+
+/// The class that decides who is evicted first: `Guaranteed` if every container's requests are its
+/// limits, for CPU and memory; `BestEffort` if no container has any.
+fn quality_of_service(spec: &Value) -> &'static str {
+    let containers = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|field| spec[*field].as_array().into_iter().flatten());
+    let (mut any, mut all) = (false, true);
+    for container in containers {
+        for resource in ["cpu", "memory"] {
+            let limit = &container["resources"]["limits"][resource];
+            let request = &container["resources"]["requests"][resource];
+            any |= !limit.is_null() || !request.is_null();
+            all &= !limit.is_null() && (request.is_null() || request == limit);
+        }
+    }
+    match (any, all) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
     }
 }
 
@@ -370,6 +396,24 @@ mod tests {
             .iter()
             .find(|resource| resource.kind == kind)
             .expect(kind)
+    }
+
+    #[test]
+    fn pods_are_classed_by_their_resources() {
+        let check = |resources: [Value; 2], expect: &str| {
+            let [first, second] = resources;
+            let spec = json!({"containers": [{"resources": first}, {"resources": second}]});
+            assert_eq!(quality_of_service(&spec), expect, "{spec}");
+        };
+        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let equal = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1"}});
+        let less = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}});
+        let some = json!({"requests": {"memory": "1Gi"}});
+        check([json!({}), Value::Null], "BestEffort");
+        check([full.clone(), equal], "Guaranteed");
+        check([full.clone(), less], "Burstable");
+        check([full, json!({})], "Burstable");
+        check([some, json!({})], "Burstable");
     }
 
     #[test]
