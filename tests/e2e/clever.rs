@@ -1,5 +1,6 @@
 //! The clever CLI, with a configuration directory of its own.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use serde_json::Value;
@@ -56,10 +57,27 @@ impl Clever {
         self
     }
 
+    /// A line for `sh`, which finds all clients on its path.
+    pub fn shell(&self, line: &str, environment: &BTreeMap<String, String>) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        self.surround(&mut command);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let directories = std::iter::once(command::clients()).chain(std::env::split_paths(&path));
+        let path = std::env::join_paths(directories).expect("a search path");
+        command.envs(environment).env("PATH", path);
+        command
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command::client("clever");
+        command.args(arguments);
+        self.surround(&mut command);
         command
-            .args(arguments)
+    }
+
+    fn surround(&self, command: &mut Command) {
+        command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.home.path())
@@ -70,7 +88,6 @@ impl Clever {
             .env("BROWSER", "true")
             .envs(self.environment.iter().cloned())
             .current_dir(self.home.path());
-        command
     }
 
     pub fn run(&self, arguments: &[&str]) -> Said {

@@ -37,11 +37,14 @@ impl Said {
     }
 }
 
+/// Where `tests/install-clients` puts them.
+pub fn clients() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".cache/clients/bin")
+}
+
 /// A client that `tests/install-clients` installs.
 pub fn client(name: &str) -> Command {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join(".cache/clients/bin")
-        .join(name);
+    let path = clients().join(name);
     assert!(
         path.exists(),
         "{name} is not installed: run tests/install-clients"

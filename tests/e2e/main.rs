@@ -21,6 +21,7 @@ mod login;
 mod main_job;
 mod materia_etcd;
 mod options;
+mod readme;
 mod rejections;
 mod topologies;
 mod transport;
