@@ -21,7 +21,7 @@ use crate::clever::{self, CleverConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::{EtcdOptions, ServeConfig};
 use crate::etcd::client::SharedKeyspaces;
-use crate::etcd::{EtcdConfig, Server};
+use crate::etcd::{EtcdConfig, Metrics, Server};
 use crate::infra::{Cloud, CloudConfig};
 use crate::kubernetes::{Kubernetes, KubernetesConfig, kubelet};
 use crate::platform::{self, Platform, PlatformConfig};
@@ -101,13 +101,15 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             etcd: port(&etcd_listener),
         };
 
-        let database = open_store(&config.data_dir).await?;
+        let metrics: Arc<Metrics> = Arc::default();
+        let database = open_store(&config.data_dir, &metrics).await?;
         let shutdown = CancellationToken::new();
         let etcd = Server::open(
             database.clone(),
             Clock::real(),
             EtcdConfig {
                 advertise_client_urls: vec![addresses.etcd_url()],
+                metrics,
                 ..EtcdConfig::default()
             },
         )
@@ -209,7 +211,8 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         let directory = options
             .data_dir
             .unwrap_or_else(|| PathBuf::from(format!("{}.etcd", options.name)));
-        let database = open_store(&directory).await?;
+        let metrics: Arc<Metrics> = Arc::default();
+        let database = open_store(&directory, &metrics).await?;
         let advertise_client_urls = if options.advertise_client_urls.is_empty() {
             bound
                 .iter()
@@ -228,6 +231,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 watch_progress_notify_interval: options.watch_progress_notify_interval,
                 max_request_bytes: options.max_request_bytes,
                 max_txn_ops: options.max_txn_ops,
+                metrics,
                 ..EtcdConfig::default()
             },
         )
@@ -293,12 +297,16 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().map_or(0, |address| address.port())
 }
 
-async fn open_store(directory: &Path) -> Result<fdb::Database, ServeError> {
+async fn open_store(directory: &Path, metrics: &Arc<Metrics>) -> Result<fdb::Database, ServeError> {
     std::fs::create_dir_all(directory).map_err(|source| ServeError::DataDirectory {
         path: directory.to_owned(),
         source,
     })?;
-    fdb::Database::open_embedded(&directory.join("store"), fdb::EmbeddedOptions::default())
+    let options = fdb::EmbeddedOptions {
+        write_hook: Some(metrics.measure_fsync()),
+        ..fdb::EmbeddedOptions::default()
+    };
+    fdb::Database::open_embedded(&directory.join("store"), options)
         .await
         .map_err(|source| ServeError::Store {
             path: directory.to_owned(),

@@ -31,6 +31,10 @@ impl CachedBytes {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     fn is_exceeded(&self) -> bool {
         self.used.load(Ordering::Relaxed) > self.budget
     }

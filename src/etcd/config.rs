@@ -1,6 +1,9 @@
 //! How a server is set up. Names and defaults are etcd's where they mean the same.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::metrics::Metrics;
 
 /// Shortest interval of progress notifications.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -24,6 +27,8 @@ pub struct EtcdConfig {
     pub value_cache_bytes: usize,
     /// The keyspace of clients that come over TCP.
     pub default_keyspace: String,
+    /// What the server counts; shared with the store, which measures its fsyncs.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for EtcdConfig {
@@ -36,6 +41,7 @@ impl Default for EtcdConfig {
             max_txn_ops: 128,
             value_cache_bytes: 512 << 20,
             default_keyspace: String::from("default"),
+            metrics: Arc::default(),
         }
     }
 }

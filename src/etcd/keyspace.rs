@@ -13,6 +13,7 @@ use super::cache::{CachedBytes, CachedValues};
 use super::error::Error;
 use super::key_range::{End, KeyRange};
 use super::lease::LeaseBook;
+use super::metrics::{KeyspaceMetrics, Metrics};
 use super::record::Revision;
 use super::sequencer::{QUEUE_LEN, Queued, Sequencer};
 use super::store::{Store, StoreError};
@@ -32,6 +33,7 @@ pub struct Keyspace {
     pub leases: Mutex<LeaseBook>,
     pub hub: Hub,
     pub cached_bytes: CachedBytes,
+    pub metrics: KeyspaceMetrics,
     /// Ends everything that works for this keyspace.
     pub closed: CancellationToken,
     queue: mpsc::Sender<Queued>,
@@ -47,6 +49,7 @@ impl Keyspace {
         store: Store,
         clock: Clock,
         cache_budget_bytes: usize,
+        metrics: Arc<Metrics>,
         closed: CancellationToken,
     ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
         let head = store.head().await?;
@@ -81,6 +84,7 @@ impl Keyspace {
             state,
             leases,
             cached_bytes,
+            metrics: KeyspaceMetrics::new(metrics),
             closed,
             queue,
             compacting: tokio::sync::Mutex::new(()),
@@ -103,6 +107,11 @@ impl Keyspace {
         };
         self.queue.send(queued).await.map_err(|_| Error::Stopped)?;
         answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Requests that wait for the sequencer.
+    pub fn pending(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// The newest durable revision.

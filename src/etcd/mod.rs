@@ -21,6 +21,7 @@
 //!   from the log, and can be made again;
 //! - no lock is held across an await.
 
+pub mod auth;
 mod batch;
 mod cache;
 pub mod client;
@@ -28,11 +29,13 @@ mod config;
 mod encoding;
 mod error;
 mod event;
+mod health;
 mod http;
 mod index;
 mod key_range;
 mod keyspace;
 mod lease;
+mod metrics;
 mod range;
 mod record;
 mod sequencer;
@@ -47,6 +50,7 @@ mod watch;
 
 pub use config::EtcdConfig;
 pub use error::Error;
+pub use metrics::Metrics;
 pub use server::{OpenError, ServeError, Server};
 
 /// The etcd release whose API this is. A kube-apiserver reads it to decide what it may rely on.

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -73,7 +73,7 @@ impl Sequencer {
 
     /// Runs until the keyspace is closed. What still waits then is answered with an error.
     pub async fn run(mut self) {
-        let mut waiting = Vec::with_capacity(BATCH_LEN);
+        let mut waiting = Vec::new();
         let closed = self.keyspace.closed.clone();
         loop {
             let deadline = self.keyspace.leases.lock().next_deadline();
@@ -118,6 +118,9 @@ impl Sequencer {
             let (batch, answers) = self.evaluate(&mut taken, waiting).await;
             match self.commit(&batch).await {
                 Ok(Outcome::Committed) => {
+                    let metrics = &self.keyspace.metrics.server;
+                    let commands = taken.iter().map(|queued| &queued.command);
+                    metrics.count_batch(&batch, commands.zip(&answers));
                     self.apply(batch);
                     for (queued, answer) in taken.into_iter().zip(answers) {
                         if let Some(reply) = queued.reply {
@@ -140,6 +143,7 @@ impl Sequencer {
     /// Nobody knows whether the batch is in. If it is, the next batch finds its head.
     async fn fail(&self, taken: Vec<Queued>, error: &StoreError) {
         tracing::error!(keyspace = %self.keyspace.name, %error, "a batch could not be committed");
+        self.keyspace.metrics.server.count_failed(taken.len());
         for reply in taken.into_iter().filter_map(|queued| queued.reply) {
             let _ = reply.send(Err(error.clone().into()));
         }
@@ -209,7 +213,9 @@ impl Sequencer {
             spilled: false,
         };
         let store = &self.keyspace.store;
+        let started = Instant::now();
         let outcome = store.commit(&self.head, &next, &batch.writes).await?;
+        self.keyspace.metrics.server.count_commit(started);
         if outcome == Outcome::Committed {
             self.head = next;
         }

@@ -22,6 +22,7 @@ use super::config::EtcdConfig;
 use super::error::Error;
 use super::http;
 use super::keyspace::Keyspace;
+use super::metrics::rpc::Answered;
 use super::service::{Api, Backend};
 use super::store::{self, Identity, Store, StoreError};
 use crate::clock::Clock;
@@ -76,7 +77,7 @@ impl Drop for StopOnDrop {
 
 pub struct Inner {
     database: fdb::Database,
-    clock: Clock,
+    pub clock: Clock,
     pub config: EtcdConfig,
     pub identity: Identity,
     slots: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
@@ -114,6 +115,21 @@ impl Inner {
         });
         slots.insert(name, Arc::clone(&slot));
         slot
+    }
+
+    /// The keyspaces that are in memory.
+    pub fn loaded(&self) -> Vec<Arc<Keyspace>> {
+        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
+        let open = |slot: Arc<Slot>| {
+            let open = slot.open.read();
+            open.as_ref().map(|open| Arc::clone(&open.keyspace))
+        };
+        slots.into_iter().filter_map(open).collect()
+    }
+
+    /// Bytes of the store on disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.database.size_bytes()
     }
 
     /// The keyspace, loaded if need be.
@@ -154,6 +170,7 @@ impl Inner {
             Store::new(self.database.clone(), space),
             self.clock.clone(),
             self.config.value_cache_bytes,
+            Arc::clone(&self.config.metrics),
             self.shutdown.child_token(),
         )
         .await
@@ -216,6 +233,14 @@ impl Server {
             inner,
             _stop: Arc::new(StopOnDrop(shutdown)),
         })
+    }
+
+    /// What `/metrics` says.
+    ///
+    /// # Errors
+    /// See [`super::Metrics::render`].
+    pub fn metrics_text(&self) -> Result<String, prometheus::Error> {
+        self.inner.config.metrics.render(&self.inner)
     }
 
     /// Serves the default keyspace to whoever connects, until `shutdown`; then lets the requests
@@ -350,7 +375,7 @@ impl Keyspaces for Server {
 struct Connected(Api);
 
 impl hyper::service::Service<::http::Request<Incoming>> for Connected {
-    type Response = ::http::Response<tonic::body::Body>;
+    type Response = ::http::Response<Answered>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
@@ -361,9 +386,11 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
             let grpc =
                 content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
             Ok(if grpc {
-                api.call(request).await
+                let methods = &api.backend().server.config.metrics.rpc;
+                let (call, request) = methods.start(request);
+                call.answer(api.call(request).await)
             } else {
-                http::call(api.backend(), &request).await
+                Answered::uncounted(http::call(api.backend(), &request).await)
             })
         }
         .boxed()

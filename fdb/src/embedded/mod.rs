@@ -43,7 +43,7 @@ pub struct EmbeddedOptions {
     pub time: Arc<dyn TimeSource>,
     /// Seeds the jitter of retries.
     pub seed: u64,
-    /// For tests: called around each write of a batch; an error is taken as the disk's.
+    /// Called around each write of a batch, to measure it; an error is taken as the disk's (for tests).
     pub write_hook: Option<WriteHook>,
 }
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod leases;
+mod metrics;
 mod model;
 mod store_faults;
 mod watches;
