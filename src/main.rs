@@ -27,7 +27,7 @@ enum Command {
         options: Box<ServeOptions>,
     },
     /// Run Materia etcd alone: an etcd v3 server
-    Etcd(EtcdOptions),
+    Etcd(Box<EtcdOptions>),
     /// Say what a cluster of some shape costs
     Price(PriceOptions),
     /// Print the version
@@ -37,7 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve { config, options } => run_serve(config, *options),
-        Command::Etcd(options) => serve::etcd(options).map_err(|error| error.to_string()),
+        Command::Etcd(options) => serve::etcd(*options).map_err(|error| error.to_string()),
         Command::Price(options) => options.run().map_err(|error| error.to_string()),
         Command::Version => {
             println!("cke {}", env!("CARGO_PKG_VERSION"));

@@ -12,14 +12,14 @@ use super::view::State;
 /// Bytes of a keyspace's values in memory, and how many there may be.
 pub struct CachedBytes {
     used: AtomicUsize,
-    budget: usize,
+    budget: AtomicUsize,
 }
 
 impl CachedBytes {
     pub fn new(budget: usize) -> CachedBytes {
         CachedBytes {
             used: AtomicUsize::new(0),
-            budget,
+            budget: AtomicUsize::new(budget),
         }
     }
 
@@ -35,8 +35,13 @@ impl CachedBytes {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Takes effect with the next value.
+    pub fn set_budget(&self, bytes: usize) {
+        self.budget.store(bytes, Ordering::Relaxed);
+    }
+
     fn is_exceeded(&self) -> bool {
-        self.used.load(Ordering::Relaxed) > self.budget
+        self.used.load(Ordering::Relaxed) > self.budget.load(Ordering::Relaxed)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{Answer, Command};
@@ -24,6 +24,15 @@ use crate::clock::Clock;
 /// Blocks of the index that compaction works on while readers wait.
 const COMPACTION_BLOCKS: usize = 8;
 
+/// What one keyspace may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Memory for values, at first.
+    pub cache_bytes: usize,
+    /// Requests that wait for the sequencer.
+    pub pending: usize,
+}
+
 pub struct Keyspace {
     pub name: Arc<str>,
     pub store: Store,
@@ -37,6 +46,8 @@ pub struct Keyspace {
     /// Ends everything that works for this keyspace.
     pub closed: CancellationToken,
     queue: mpsc::Sender<Queued>,
+    /// A permit for each request that waits.
+    room: Semaphore,
     /// One compaction at a time.
     compacting: tokio::sync::Mutex<()>,
 }
@@ -48,13 +59,13 @@ impl Keyspace {
         name: Arc<str>,
         store: Store,
         clock: Clock,
-        cache_budget_bytes: usize,
+        limits: Limits,
         metrics: Arc<Metrics>,
         closed: CancellationToken,
     ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
         let head = store.head().await?;
         let state = RwLock::new(State::default());
-        let cached_bytes = CachedBytes::new(cache_budget_bytes);
+        let cached_bytes = CachedBytes::new(limits.cache_bytes);
         let mut values = CachedValues::default();
         let mut from = Some(Revision { main: 0, sub: 0 });
         while let Some(start) = from {
@@ -87,6 +98,7 @@ impl Keyspace {
             metrics: KeyspaceMetrics::new(metrics),
             closed,
             queue,
+            room: Semaphore::new(limits.pending.min(Semaphore::MAX_PERMITS)),
             compacting: tokio::sync::Mutex::new(()),
         });
         if head.compacted > 0 {
@@ -98,8 +110,10 @@ impl Keyspace {
         Ok((keyspace, task))
     }
 
-    /// Has the sequencer do it. Resolves when the outcome is durable.
+    /// Has the sequencer do it. Resolves when the outcome is durable. Refuses what is too much at once.
     pub async fn submit(&self, command: Command) -> Result<Answer, Error> {
+        let room = self.room.try_acquire();
+        let _room = room.map_err(|_| Error::TooManyRequests)?;
         let (reply, answer) = oneshot::channel();
         let queued = Queued {
             command,

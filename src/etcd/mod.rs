@@ -31,10 +31,13 @@ mod error;
 mod event;
 mod health;
 mod http;
+mod idle;
 mod index;
 mod key_range;
 mod keyspace;
+mod keyspace_choice;
 mod lease;
+pub mod limits;
 mod metrics;
 mod range;
 mod record;
@@ -44,14 +47,16 @@ mod service;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod txn;
 mod view;
 mod watch;
 
 pub use config::EtcdConfig;
 pub use error::Error;
+pub use keyspace_choice::KeyspaceByCn;
 pub use metrics::Metrics;
-pub use server::{OpenError, ServeError, Server};
+pub use server::{Listener, OpenError, ServeError, Server};
 
 /// The etcd release whose API this is. A kube-apiserver reads it to decide what it may rely on.
 pub const VERSION: &str = "3.6.13";

@@ -148,13 +148,18 @@ impl Gauges {
         }
     }
 
-    fn set_keyspace(&self, keyspace: &Keyspace) {
+    fn set_keyspace(&self, keyspace: &Keyspace, named: bool) {
         let (revision, compacted, keys) = {
             let state = keyspace.state.read();
             (state.revision, state.compacted, state.index.len())
         };
         let leases = keyspace.leases.lock().len();
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.keys.add(number(keys));
+        self.pending.add(number(keyspace.pending()));
+        if !named {
+            return;
+        }
         let name = &[keyspace.name.as_ref()];
         let set = |gauge: &IntGaugeVec, value| gauge.with_label_values(name).set(value);
         set(&self.keyspace_revision, revision);
@@ -166,8 +171,6 @@ impl Gauges {
             &self.keyspace_cached_bytes,
             number(keyspace.cached_bytes.used()),
         );
-        self.keys.add(number(keys));
-        self.pending.add(number(keyspace.pending()));
     }
 
     fn set(&self, server: &Inner) {
@@ -184,8 +187,8 @@ impl Gauges {
         loaded.sort_by(|a, b| a.name.cmp(&b.name));
         self.loaded
             .set(i64::try_from(loaded.len()).unwrap_or(i64::MAX));
-        for keyspace in loaded.iter().take(NAMED_KEYSPACES) {
-            self.set_keyspace(keyspace);
+        for (at, keyspace) in loaded.iter().enumerate() {
+            self.set_keyspace(keyspace, at < NAMED_KEYSPACES);
             if *keyspace.name == *server.config.default_keyspace {
                 let state = keyspace.state.read();
                 self.revision.set(state.revision);
