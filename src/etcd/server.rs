@@ -14,7 +14,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use parking_lot::{Mutex, RwLock};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const MAX_RESET_STREAMS: usize = 100_000;
 /// Bytes that one stream's answers may have waiting for the network.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// How long an HTTP/1.1 client may take to begin its next request, and to send its head.
+const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
 /// How long a client may take to shake hands.
 const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Pause when the machine has no file descriptor left for a connection.
@@ -121,8 +123,6 @@ pub struct Slot {
     pub(super) changing: tokio::sync::Mutex<()>,
     /// The connection that in-process clients share.
     pub(super) channel: Mutex<Option<Channel>>,
-    /// The keyspace was unloaded: in-process connections end.
-    pub(super) unloaded: Notify,
     /// The keyspace was asked for since the last look.
     pub(super) touched: AtomicBool,
     /// When a look found it touched, in milliseconds.
@@ -159,7 +159,6 @@ impl Inner {
             open: RwLock::new(None),
             changing: tokio::sync::Mutex::new(()),
             channel: Mutex::new(None),
-            unloaded: Notify::new(),
             touched: AtomicBool::new(false),
             used_at: AtomicI64::new(self.clock.now().0),
         });
@@ -420,6 +419,11 @@ impl Server {
         Ok(self.inner.remove_keyspace(name).await?)
     }
 
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     pub(super) fn channel(&self, keyspace: &str) -> Channel {
         let slot = self.inner.slot(keyspace);
         let connect = || {
@@ -429,7 +433,7 @@ impl Server {
             let connector = tower::service_fn(move |_: ::http::Uri| {
                 let connected = server.upgrade().map(|server| {
                     let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BUFFER_BYTES);
-                    tokio::spawn(server.serve_in_process(server.slot(&name), ours));
+                    tokio::spawn(server.serve_in_process(&server.slot(&name), ours));
                     TokioIo::new(theirs)
                 });
                 let gone = || std::io::Error::other("the etcd server was stopped");
@@ -454,30 +458,21 @@ impl Inner {
         })
     }
 
-    /// One connection within the process. It ends when its keyspace is unloaded, so that clients
-    /// that do nothing cost next to nothing.
+    /// One connection within the process. It is the client that ends it, when nobody holds the
+    /// channel any more: a server that closes it may meet a request on its way.
     fn serve_in_process(
         self: &Arc<Inner>,
-        slot: Arc<Slot>,
+        slot: &Slot,
         stream: tokio::io::DuplexStream,
     ) -> impl Future<Output = ()> + use<> {
         let shutdown = self.shutdown.clone();
-        let connection = self.connection(
-            Connected {
-                api: self.api(&slot.name, &shutdown),
-                peer: None,
-                metrics_only: false,
-            },
-            stream,
-        );
+        let connected = Connected {
+            api: self.api(&slot.name, &shutdown),
+            peer: None,
+            metrics_only: false,
+        };
+        let connection = self.connection(connected, stream);
         async move {
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = connection.as_mut() => return,
-                () = slot.unloaded.notified() => {}
-            }
-            connection.as_mut().graceful_shutdown();
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 _ = connection => {}
@@ -606,6 +601,10 @@ impl Inner {
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT);
         builder
             .http2()
             .timer(TokioTimer::new())

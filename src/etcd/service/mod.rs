@@ -23,7 +23,6 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service as _;
 
-use self::reflection::Reflection;
 use super::error::Error;
 use super::keyspace::Keyspace;
 use super::server::{Inner, Slot};
@@ -79,7 +78,6 @@ pub struct Api {
     cluster: ClusterServer<Backend>,
     maintenance: MaintenanceServer<Backend>,
     health: HealthServer<Backend>,
-    reflection: Reflection,
 }
 
 impl Api {
@@ -91,7 +89,6 @@ impl Api {
             cluster: ClusterServer::new(backend.clone()).max_decoding_message_size(max),
             maintenance: MaintenanceServer::new(backend.clone()).max_decoding_message_size(max),
             health: HealthServer::new(backend.clone()),
-            reflection: Reflection::default(),
             backend,
         }
     }
@@ -115,7 +112,7 @@ impl Api {
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
-            reflection::V1 | reflection::V1_ALPHA => Ok(self.reflection.call(request).await),
+            reflection::V1 | reflection::V1_ALPHA => Ok(reflection::call(request).await),
             _ => Ok(Status::unimplemented(format!("unknown service {service}")).into_http()),
         };
         let Ok(mut response) = answered;
