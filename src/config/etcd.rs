@@ -53,6 +53,14 @@ fn tls_version(text: &str) -> Result<TlsVersion, String> {
     }
 }
 
+/// As [`tls_version`], and nothing for the newest.
+fn newest_tls_version(text: &str) -> Result<TlsVersion, String> {
+    if text.is_empty() {
+        return Ok(TlsVersion::Tls13);
+    }
+    tls_version(text)
+}
+
 /// Not even a connection limit of the machine's would let more be of use.
 const MAX_CONNECTIONS: u64 = 1 << 20;
 
@@ -91,7 +99,7 @@ pub struct TlsOptions {
     pub tls_min_version: TlsVersion,
 
     /// Newest TLS version that is spoken
-    #[arg(long, env = "ETCD_TLS_MAX_VERSION", value_name = "TLS1.2|TLS1.3", default_value = "TLS1.3", value_parser = tls_version)]
+    #[arg(long, env = "ETCD_TLS_MAX_VERSION", value_name = "TLS1.2|TLS1.3", default_value = "TLS1.3", value_parser = newest_tls_version)]
     pub tls_max_version: TlsVersion,
 
     /// Cipher suites of TLS 1.2, by IANA's names, separated by commas

@@ -213,6 +213,7 @@ impl Sequencer {
             spilled: false,
         };
         let store = &self.keyspace.store;
+        // Measured for the metrics, never decided upon.
         let started = Instant::now();
         let outcome = store.commit(&self.head, &next, &batch.writes).await?;
         self.keyspace.metrics.server.count_commit(started);

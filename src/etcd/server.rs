@@ -42,6 +42,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const MAX_RESET_STREAMS: usize = 100_000;
 /// Bytes that one stream's answers may have waiting for the network.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// Connections at once of a listener for scrapers and probes.
+const METRICS_CONNECTIONS: usize = 64;
 /// How long an HTTP/1.1 client may take to begin its next request, and to send its head.
 const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
 /// How long a client may take to shake hands.
@@ -346,8 +348,14 @@ impl Server {
             metrics_only,
         };
         let graceful = GracefulShutdown::new();
+        // Clients that are too many do not keep probes out.
+        let connections = if metrics_only {
+            Arc::new(Semaphore::new(METRICS_CONNECTIONS))
+        } else {
+            Arc::clone(&self.inner.connections)
+        };
         loop {
-            let permits = Arc::clone(&self.inner.connections);
+            let permits = Arc::clone(&connections);
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,

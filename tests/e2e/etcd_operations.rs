@@ -110,8 +110,8 @@ fn certificates_are_replaced_while_serving() {
     let pki = Pki::new();
     let server = pki.start(&[]);
     let old = Etcdctl::with(&server.endpoint(), trusting(&pki.ours));
-    let watch = old.start(&["watch", "key"]);
     assert_eq!(old.ok(&["put", "key", "1"]), "OK\n");
+    let watch = old.start(&["watch", "key", "--rev", "2"]);
     assert_eq!(watch.lines(3), ["PUT", "key", "1"]);
 
     // Half of a pair is of no use: the old one stays.
@@ -182,6 +182,15 @@ fn samples(body: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
+/// Where the metrics' own listener is.
+fn metrics_url(server: &CkeEtcd) -> String {
+    let said = server.said.iter();
+    let url = said
+        .filter_map(|line| line.strip_prefix("metrics: "))
+        .next();
+    url.expect("it says where").to_owned()
+}
+
 #[test]
 fn metrics_and_health() {
     let metrics = ["--listen-metrics-urls", "http://127.0.0.1:0"];
@@ -190,11 +199,7 @@ fn metrics_and_health() {
     for round in 0..10 {
         etcdctl.ok(&["put", "key", &round.to_string()]);
     }
-    let separate = server
-        .said
-        .iter()
-        .find_map(|line| line.strip_prefix("metrics: "));
-    let separate = separate.expect("it says where").to_owned();
+    let separate = metrics_url(&server);
     for base in [separate.clone(), server.endpoint()] {
         let answer = http::send(&base, "GET", "/metrics", Auth::None, None);
         assert_eq!(answer.status, 200);
@@ -274,6 +279,44 @@ fn pings_are_never_too_many() {
         }
         assert!(started.elapsed() >= Duration::from_secs(1));
     });
+    server.finish();
+}
+
+#[test]
+fn connections_have_a_limit() {
+    use std::io::{Read, Write};
+    let server = CkeEtcd::start_with(
+        "http",
+        &[
+            "--max-connections=1",
+            "--listen-metrics-urls=http://127.0.0.1:0",
+        ],
+    );
+    let address = server.endpoint().replace("http://", "");
+    // An answer shows that the connection was accepted; it stays open.
+    let mut first = std::net::TcpStream::connect(&address).expect("a connection");
+    let timeout = Some(Duration::from_secs(30));
+    first
+        .set_read_timeout(timeout)
+        .expect("a timeout can be set");
+    first
+        .write_all(b"GET /version HTTP/1.1\r\nHost: etcd\r\n\r\n")
+        .expect("it is sent");
+    let mut answer = [0; 12];
+    first.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    let impatient = ["--command-timeout=1s", "--dial-timeout=1s"];
+    check_refused(
+        &server,
+        impatient.map(str::to_owned).to_vec(),
+        "context deadline exceeded",
+    );
+    // Probes are not kept out.
+    let health = http::send(&metrics_url(&server), "GET", "/health", Auth::None, None);
+    assert_eq!(health.ok()["health"], "true");
+    drop(first);
+    let etcdctl = Etcdctl::new(&server.endpoint());
+    assert_eq!(etcdctl.ok(&["put", "key", "value"]), "OK\n");
     server.finish();
 }
 
