@@ -328,6 +328,7 @@ impl Index {
     }
 
     /// Keys that are live now.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.blocks.iter().map(|block| block.live).sum()
     }
