@@ -24,6 +24,7 @@
 mod batch;
 mod cache;
 pub mod client;
+mod coalesce;
 mod config;
 mod encoding;
 mod error;

@@ -219,7 +219,9 @@ impl Sequencer {
             spilled: false,
         };
         let store = &self.keyspace.store;
-        let outcome = store.commit(&self.head, &next, &batch.writes, alone).await?;
+        let outcome = store
+            .commit(&self.head, &next, &batch.writes, alone)
+            .await?;
         if outcome == Outcome::Committed {
             self.head = next;
         }

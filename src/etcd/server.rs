@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use super::client::{Client, ClientError, Keyspaces};
+use super::coalesce::Coalescing;
 use super::config::EtcdConfig;
 use super::error::Error;
 use super::http;
@@ -376,7 +377,7 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
 fn serve_connection<I>(
     api: Api,
     stream: I,
-) -> auto::Connection<'static, TokioIo<I>, Connected, TokioExecutor>
+) -> auto::Connection<'static, TokioIo<Coalescing<I>>, Connected, TokioExecutor>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -389,6 +390,6 @@ where
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
         .max_send_buf_size(SEND_BUFFER_BYTES);
     builder
-        .serve_connection(TokioIo::new(stream), Connected(api))
+        .serve_connection(TokioIo::new(Coalescing::new(stream)), Connected(api))
         .into_owned()
 }
