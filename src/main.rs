@@ -8,6 +8,11 @@ use cke::price::PriceOptions;
 use cke::serve;
 use clap::{Parser, Subcommand};
 
+/// A put allocates about thirty times, most of it in the HTTP/2 stack, and frees on other threads: that takes a tenth
+/// of the server's time with the C library's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Clever Kubernetes Engine on your machine: the real APIs, with time and failures under your control.
 #[derive(Parser)]
 #[command(name = "cke", version, disable_version_flag = true)]

@@ -25,6 +25,7 @@ pub mod auth;
 mod batch;
 mod cache;
 pub mod client;
+mod coalesce;
 mod config;
 mod encoding;
 mod error;

@@ -94,6 +94,15 @@ impl Sequencer {
                 }
                 activity = expiry => drop(activity),
             }
+            if waiting.len() == 1 {
+                // Requests that have arrived and were not read yet share the fsync.
+                tokio::task::yield_now().await;
+                while waiting.len() < BATCH_LEN
+                    && let Ok(queued) = self.queue.try_recv()
+                {
+                    waiting.push(queued);
+                }
+            }
             let expired = self
                 .keyspace
                 .leases
@@ -116,7 +125,8 @@ impl Sequencer {
         let mut taken: Vec<Queued> = Vec::new();
         loop {
             let (batch, answers) = self.evaluate(&mut taken, waiting).await;
-            match self.commit(&batch).await {
+            let alone = taken.len() == 1 && waiting.is_empty() && self.queue.is_empty();
+            match self.commit(&batch, alone).await {
                 Ok(Outcome::Committed) => {
                     let metrics = &self.keyspace.metrics.server;
                     let commands = taken.iter().map(|queued| &queued.command);
@@ -202,7 +212,7 @@ impl Sequencer {
         }
     }
 
-    async fn commit(&mut self, batch: &Batch) -> Result<Outcome, StoreError> {
+    async fn commit(&mut self, batch: &Batch, alone: bool) -> Result<Outcome, StoreError> {
         if batch.is_read_only(&self.keyspace.state.read()) {
             return Ok(Outcome::Committed);
         }
@@ -215,7 +225,9 @@ impl Sequencer {
         let store = &self.keyspace.store;
         // Measured for the metrics, never decided upon.
         let started = Instant::now();
-        let outcome = store.commit(&self.head, &next, &batch.writes).await?;
+        let outcome = store
+            .commit(&self.head, &next, &batch.writes, alone)
+            .await?;
         self.keyspace.metrics.server.count_commit(started);
         if outcome == Outcome::Committed {
             self.head = next;

@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::auth::peer::PeerName;
 use super::client::{Client, ClientError, Keyspaces};
+use super::coalesce::Coalescing;
 use super::config::EtcdConfig;
 use super::error::Error;
 use super::http;
@@ -604,7 +605,7 @@ impl Inner {
         &self,
         connected: Connected,
         stream: I,
-    ) -> auto::Connection<'static, TokioIo<I>, Connected, TokioExecutor>
+    ) -> auto::Connection<'static, TokioIo<Coalescing<I>>, Connected, TokioExecutor>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -624,7 +625,7 @@ impl Inner {
             .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
             .max_send_buf_size(SEND_BUFFER_BYTES);
         builder
-            .serve_connection(TokioIo::new(stream), connected)
+            .serve_connection(TokioIo::new(Coalescing::new(stream)), connected)
             .into_owned()
     }
 }
