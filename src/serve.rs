@@ -229,6 +229,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         ]
         .concat();
         let keepalive_interval = options.limits.keepalive_interval();
+        let auto_compaction = options.limits.auto_compaction().map_err(start("etcd"))?;
         let tls = options.tls.resolve(&urls, &directory);
         let tls = tls.map_err(start("TLS"))?.map(Tls::new);
         let tls = tls.transpose().map_err(start("TLS"))?.map(Arc::new);
@@ -282,6 +283,8 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 total_value_cache_bytes: options.keyspaces.value_cache_bytes,
                 max_connections,
                 max_concurrent_streams: options.limits.max_concurrent_streams,
+                quota_backend_bytes: options.limits.quota_backend_bytes,
+                auto_compaction,
                 keepalive_interval,
                 keepalive_timeout: options.limits.grpc_keepalive_timeout,
                 metrics,

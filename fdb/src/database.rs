@@ -103,6 +103,17 @@ impl Database {
         self.engine.size_bytes()
     }
 
+    /// Rewrites the files without what was deleted or overwritten. Takes as long as copying everything; others go on meanwhile.
+    ///
+    /// # Errors
+    /// The disk's, or the store is closed.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        let engine = self.engine.clone();
+        tokio::task::spawn_blocking(move || engine.defragment())
+            .await
+            .unwrap_or(Err(Error::IO_ERROR))
+    }
+
     /// Commits what is queued and stops. Later operations fail with [`Error::SHUTDOWN_IN_PROGRESS`]. The directory
     /// can be opened again when no transaction is left that has read.
     pub async fn close(&self) {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use crate::etcd::KeyspaceByCn;
 use crate::etcd::tls::{self, TlsConfig, TlsError, TlsVersion, TlsVersions};
+use crate::etcd::{AutoCompaction, KeyspaceByCn};
 
 /// A URL to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,12 +216,75 @@ pub struct LimitOptions {
     #[arg(long, env = "ETCD_GRPC_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     pub grpc_keepalive_timeout: Duration,
 
+    /// Bytes of a keyspace's history above which writes are refused; 0 is 2 GiB, negative is no limit
+    #[arg(
+        long,
+        env = "ETCD_QUOTA_BACKEND_BYTES",
+        value_name = "BYTES",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    pub quota_backend_bytes: i64,
+
+    /// What --auto-compaction-retention counts
+    #[arg(
+        long,
+        env = "ETCD_AUTO_COMPACTION_MODE",
+        value_name = "MODE",
+        default_value = "periodic"
+    )]
+    pub auto_compaction_mode: CompactionMode,
+
+    /// History that is kept when compacting by itself: a duration such as 30m, or hours, in the mode periodic; revisions in
+    /// the mode revision. 0 is never to compact
+    #[arg(
+        long,
+        env = "ETCD_AUTO_COMPACTION_RETENTION",
+        value_name = "RETENTION",
+        default_value = "0"
+    )]
+    pub auto_compaction_retention: String,
+
     /// URLs for /metrics and /health alone, separated by commas
     #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", value_name = "URL", value_delimiter = ',', value_parser = listen_url)]
     pub listen_metrics_urls: Vec<ListenUrl>,
 }
 
+/// How history is compacted by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CompactionMode {
+    Periodic,
+    Revision,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--auto-compaction-retention `{0}` is neither a number nor, in the mode periodic, a duration"
+)]
+pub struct RetentionError(String);
+
 impl LimitOptions {
+    pub fn auto_compaction(&self) -> Result<Option<AutoCompaction>, RetentionError> {
+        let text = &self.auto_compaction_retention;
+        let refused = || RetentionError(text.clone());
+        let mode = match (self.auto_compaction_mode, text.parse::<u32>()) {
+            (_, Ok(0)) => return Ok(None),
+            (CompactionMode::Revision, Ok(revisions)) => AutoCompaction::Revision(revisions.into()),
+            (CompactionMode::Periodic, Ok(hours)) => {
+                AutoCompaction::Periodic(Duration::from_secs(3600) * hours)
+            }
+            (CompactionMode::Periodic, Err(_)) => {
+                let retention = humantime::parse_duration(text).map_err(|_| refused())?;
+                if retention.is_zero() {
+                    return Ok(None);
+                }
+                AutoCompaction::Periodic(retention)
+            }
+            (CompactionMode::Revision, Err(_)) => return Err(refused()),
+        };
+        Ok(Some(mode))
+    }
+
     /// The interval of pings, if there are any.
     pub fn keepalive_interval(&self) -> Option<Duration> {
         let interval = self.grpc_keepalive_interval;
@@ -304,9 +367,6 @@ unused_flags! {
     initial_cluster_state "initial-cluster-state" "ETCD_INITIAL_CLUSTER_STATE",
     initial_cluster_token "initial-cluster-token" "ETCD_INITIAL_CLUSTER_TOKEN",
     strict_reconfig_check "strict-reconfig-check" "ETCD_STRICT_RECONFIG_CHECK",
-    quota_backend_bytes "quota-backend-bytes" "ETCD_QUOTA_BACKEND_BYTES",
-    auto_compaction_mode "auto-compaction-mode" "ETCD_AUTO_COMPACTION_MODE",
-    auto_compaction_retention "auto-compaction-retention" "ETCD_AUTO_COMPACTION_RETENTION",
     peer_cert_file "peer-cert-file" "ETCD_PEER_CERT_FILE",
     peer_key_file "peer-key-file" "ETCD_PEER_KEY_FILE",
     peer_client_cert_auth "peer-client-cert-auth" "ETCD_PEER_CLIENT_CERT_AUTH",

@@ -9,9 +9,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use etcd_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, TxnRequest};
+use etcd_proto::etcdserverpb::{AlarmType, DeleteRangeRequest, PutRequest, TxnRequest};
 use parking_lot::Mutex;
 
+use super::alarm::{self, Alarms};
 use super::encoding::Subspace;
 use super::error::Error;
 use super::event::RevisionEvents;
@@ -36,6 +37,22 @@ pub enum Command {
     Revoke(i64),
     /// Revokes the lease if it has run out.
     Expire(i64),
+    /// Raises or disarms an alarm.
+    Alarm {
+        kind: AlarmType,
+        active: bool,
+    },
+}
+
+impl Command {
+    /// Whether there must be room for it.
+    fn takes_space(&self) -> bool {
+        match self {
+            Command::Put(_) | Command::Grant { .. } => true,
+            Command::Txn(request) => alarm::txn_cost(request) > 0,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -52,6 +69,10 @@ pub enum Answer {
         revision: i64,
         id: i64,
         ttl: i64,
+    },
+    /// The alarm was active before.
+    Alarm {
+        was_active: bool,
     },
 }
 
@@ -74,6 +95,7 @@ pub struct Batch {
     overlay: Overlay,
     pub revision: i64,
     pub compacted: i64,
+    pub alarms: Alarms,
     pub events: Vec<Arc<RevisionEvents>>,
     pub writes: Writes,
     /// In order, each with the number of [`Batch::events`] before it.
@@ -88,6 +110,7 @@ impl Batch {
             overlay: Overlay::default(),
             revision: state.revision,
             compacted: state.compacted,
+            alarms: state.alarms,
             events: Vec::new(),
             writes: Writes::default(),
             lease_changes: Vec::new(),
@@ -109,6 +132,7 @@ impl Batch {
         command: &Command,
         fetched: &Fetched,
     ) -> Result<Answer, Fault> {
+        self.check_alarms(command)?;
         match command {
             Command::Put(request) => self.execute(context, fetched, |execution| {
                 execution.put(request).map(Answer::Put)
@@ -127,6 +151,14 @@ impl Batch {
                 }
                 self.revoke(context, *id)
             }
+            Command::Alarm { kind, active } => {
+                let was_active = self.alarms.is_active(*kind);
+                if was_active != *active {
+                    self.alarms = self.alarms.with(*kind, *active);
+                    self.writes.alarms(context.space, self.alarms);
+                }
+                Ok(Answer::Alarm { was_active })
+            }
             Command::Expire(id) => {
                 let granted_now = self.staged_leases.contains_key(id);
                 if !granted_now && context.leases.lock().is_expired(*id, context.now) {
@@ -136,6 +168,18 @@ impl Batch {
                 }
             }
         }
+    }
+
+    /// Without room nothing is added; of damaged data nothing is changed.
+    fn check_alarms(&self, command: &Command) -> Result<(), Error> {
+        if self.alarms.is_active(AlarmType::Nospace) && command.takes_space() {
+            return Err(Error::NoSpace);
+        }
+        let exempt = matches!(command, Command::Alarm { .. } | Command::Expire(_));
+        if self.alarms.is_active(AlarmType::Corrupt) && !exempt {
+            return Err(Error::Corrupt);
+        }
+        Ok(())
     }
 
     fn done(&self) -> Answer {

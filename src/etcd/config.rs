@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::auto_compaction::AutoCompaction;
 use super::keyspace_choice::KeyspaceByCn;
 use super::metrics::Metrics;
 
+/// etcd's, 2 GiB.
+const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
 /// Shortest interval of progress notifications.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What the gRPC layer takes beyond [`EtcdConfig::max_request_bytes`], so that the refusal can be
@@ -47,6 +50,10 @@ pub struct EtcdConfig {
     pub keepalive_interval: Option<Duration>,
     /// How long the answer to a ping may take.
     pub keepalive_timeout: Duration,
+    /// Bytes of one keyspace's history, above which writes are refused; 0 is etcd's default, negative is no limit.
+    pub quota_backend_bytes: i64,
+    /// Compacts every keyspace by itself.
+    pub auto_compaction: Option<AutoCompaction>,
     /// What the server counts; shared with the store, which measures its fsyncs.
     pub metrics: Arc<Metrics>,
 }
@@ -70,6 +77,8 @@ impl Default for EtcdConfig {
             max_concurrent_streams: u32::MAX,
             keepalive_interval: Some(Duration::from_secs(7_200)),
             keepalive_timeout: Duration::from_secs(20),
+            quota_backend_bytes: 0,
+            auto_compaction: None,
             metrics: Arc::default(),
         }
     }
@@ -79,6 +88,14 @@ impl EtcdConfig {
     /// Largest message that the gRPC layer takes.
     pub fn max_message_bytes(&self) -> usize {
         self.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES)
+    }
+
+    /// The limit on one keyspace's history, if there is one.
+    pub fn quota_bytes(&self) -> Option<u64> {
+        match self.quota_backend_bytes {
+            0 => Some(DEFAULT_QUOTA_BYTES),
+            bytes => u64::try_from(bytes).ok(),
+        }
     }
 
     /// One keyspace's memory for values if all have the same.

@@ -9,6 +9,8 @@
 //! | `k` number `l` revision sub | one change: the record, or its length if it is in chunks |
 //! | `k` number `b` revision sub chunk | a chunk of a record over [`CHUNK_BYTES`] |
 //! | `k` number `e` lease id | the lease |
+//! | `k` number `a` | raised alarms, a byte |
+//! | `d` | version that a downgrade was asked for |
 //!
 //! The log is all there is of a key: the index in memory says which of its entries are live, and
 //! is made from the log when the keyspace is loaded. So a put costs one store key, 18 bytes long and
@@ -31,6 +33,7 @@ pub const CHUNKED: u8 = 0xff;
 
 pub const IDENTITY: &[u8] = b"i";
 pub const KEYSPACE_COUNT: &[u8] = b"c";
+pub const DOWNGRADE: &[u8] = b"d";
 
 pub fn keyspace_name(name: &str) -> Bytes {
     let mut key = BytesMut::with_capacity(1 + name.len());
@@ -98,6 +101,10 @@ impl Subspace {
         let mut key = self.key(b'e', 8);
         key.put_i64(id);
         key.freeze()
+    }
+
+    pub fn alarms(self) -> Bytes {
+        self.key(b'a', 0).freeze()
     }
 
     pub fn leases(self) -> (Bytes, Bytes) {

@@ -38,6 +38,24 @@ pub enum Error {
     Timeout,
     #[error("etcdserver: corrupt cluster")]
     Corrupt,
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    #[error("etcdserver: member not found")]
+    MemberNotFound,
+    #[error("etcdserver: given member URLs are invalid")]
+    BadMemberUrls,
+    #[error("etcdserver: re-configuration failed due to not enough started members")]
+    NotEnoughStartedMembers,
+    #[error("etcdserver: can only promote a learner member")]
+    NotALearner,
+    #[error("etcdserver: bad leader transferee")]
+    BadLeaderTransferee,
+    #[error("etcdserver: wrong downgrade target version format")]
+    DowngradeFormat,
+    #[error("etcdserver: invalid downgrade target version")]
+    DowngradeTarget,
+    #[error("etcdserver: cluster has a downgrade job in progress")]
+    DowngradeInProgress,
     #[error("etcdserver: too many requests")]
     TooManyRequests,
 }
@@ -52,13 +70,20 @@ impl Error {
             | Error::TooManyOperations
             | Error::DuplicateKey
             | Error::InvalidSortOption
-            | Error::RequestTooLarge => Code::InvalidArgument,
+            | Error::RequestTooLarge
+            | Error::BadMemberUrls
+            | Error::DowngradeFormat
+            | Error::DowngradeTarget => Code::InvalidArgument,
             Error::Compacted | Error::FutureRevision | Error::LeaseTtlTooLarge => Code::OutOfRange,
-            Error::LeaseNotFound => Code::NotFound,
-            Error::LeaseExists => Code::FailedPrecondition,
+            Error::LeaseNotFound | Error::MemberNotFound => Code::NotFound,
+            Error::LeaseExists
+            | Error::NotEnoughStartedMembers
+            | Error::NotALearner
+            | Error::BadLeaderTransferee
+            | Error::DowngradeInProgress => Code::FailedPrecondition,
             Error::Stopped | Error::Timeout => Code::Unavailable,
             Error::Corrupt => Code::DataLoss,
-            Error::TooManyRequests => Code::ResourceExhausted,
+            Error::TooManyRequests | Error::NoSpace => Code::ResourceExhausted,
         }
     }
 }

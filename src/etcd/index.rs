@@ -320,6 +320,19 @@ impl Index {
         CompactionStep { removed, next }
     }
 
+    /// Visits every version, tombstones and superseded ones included, key by key.
+    pub fn versions_of_all(&self, mut visit: impl FnMut(&SharedRecord)) {
+        let keys = self.blocks.iter().flat_map(|block| &block.keys);
+        keys.flat_map(|entry| &entry.versions)
+            .for_each(|record| visit(record));
+    }
+
+    /// Whether a read of everything at `revision` sees anything.
+    pub fn any_at(&self, revision: i64) -> bool {
+        let mut keys = self.blocks.iter().flat_map(|block| &block.keys);
+        keys.any(|entry| entry.at(revision).is_some())
+    }
+
     /// Versions held, tombstones and superseded ones included.
     #[cfg(test)]
     pub fn version_count(&self) -> usize {

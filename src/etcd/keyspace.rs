@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::auto_compaction::{self, AutoCompaction};
 use super::batch::{Answer, Command};
 use super::cache::{CachedBytes, CachedValues};
 use super::error::Error;
@@ -31,6 +32,8 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// Requests that wait for the sequencer.
     pub pending: usize,
+    /// Compacts by itself.
+    pub auto_compaction: Option<AutoCompaction>,
 }
 
 pub struct Keyspace {
@@ -64,6 +67,7 @@ impl Keyspace {
         closed: CancellationToken,
     ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
         let head = store.head().await?;
+        let alarms = store.alarms().await?;
         let state = RwLock::new(State::default());
         let cached_bytes = CachedBytes::new(limits.cache_bytes);
         let mut values = CachedValues::default();
@@ -74,7 +78,7 @@ impl Keyspace {
                 let mut state = state.write();
                 for record in records {
                     values.push(&record, &cached_bytes);
-                    state.index.insert(Arc::new(record));
+                    state.insert(Arc::new(record));
                 }
             }
             values.trim(&state, &cached_bytes);
@@ -84,6 +88,7 @@ impl Keyspace {
             let mut state = state.write();
             state.revision = head.revision;
             state.compacted = head.compacted;
+            state.alarms = alarms;
         }
         let leases = Mutex::new(load_leases(&store, &state, &clock).await?);
         let (queue, waiting) = mpsc::channel(QUEUE_LEN);
@@ -107,6 +112,9 @@ impl Keyspace {
         }
         let sequencer = Sequencer::new(Arc::clone(&keyspace), waiting, head, values);
         let task = tokio::spawn(sequencer.run());
+        if let Some(mode) = limits.auto_compaction {
+            tokio::spawn(auto_compaction::run(Arc::downgrade(&keyspace), mode));
+        }
         Ok((keyspace, task))
     }
 
@@ -147,6 +155,11 @@ impl Keyspace {
         Ok(())
     }
 
+    /// While it is held, no record is removed, and compactions wait to free what they have made unreachable.
+    pub async fn hold_compaction(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.compacting.lock().await
+    }
+
     /// Frees what compaction at `revision` has made unreachable, in the background.
     pub fn spawn_compaction(keyspace: &Arc<Keyspace>, revision: i64) {
         let keyspace = Arc::clone(keyspace);
@@ -171,7 +184,7 @@ impl Keyspace {
         loop {
             let step = {
                 let mut state = self.state.write();
-                state.index.compact(revision, &from, COMPACTION_BLOCKS)
+                state.compact(revision, &from, COMPACTION_BLOCKS)
             };
             let freed = step.removed.iter().map(|record| record.cached_bytes());
             self.cached_bytes.sub(freed.sum());

@@ -158,6 +158,14 @@ impl LeaseBook {
         self.deadlines.iter().map(|(_, id)| *id).collect()
     }
 
+    /// All leases with their TTLs, in seconds.
+    pub fn granted(&self) -> Vec<(i64, i64)> {
+        self.leases
+            .iter()
+            .map(|(id, lease)| (*id, lease.ttl))
+            .collect()
+    }
+
     /// Whether the lease has run out: only then may it be revoked for that.
     pub fn is_expired(&self, id: i64, now: Timestamp) -> bool {
         self.leases

@@ -21,7 +21,9 @@
 //!   from the log, and can be made again;
 //! - no lock is held across an await.
 
+mod alarm;
 pub mod auth;
+mod auto_compaction;
 mod batch;
 mod cache;
 pub mod client;
@@ -30,7 +32,9 @@ mod config;
 mod encoding;
 mod error;
 mod event;
+mod hash;
 mod health;
+mod history;
 mod http;
 mod idle;
 mod index;
@@ -45,6 +49,7 @@ mod record;
 mod sequencer;
 mod server;
 mod service;
+mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -53,6 +58,7 @@ mod txn;
 mod view;
 mod watch;
 
+pub use auto_compaction::AutoCompaction;
 pub use config::EtcdConfig;
 pub use error::Error;
 pub use keyspace_choice::KeyspaceByCn;

@@ -238,6 +238,9 @@ impl Sequencer {
     fn apply(&mut self, batch: Batch) {
         self.apply_events(&batch.events);
         self.apply_compaction(batch.compacted);
+        if batch.alarms != self.keyspace.state.read().alarms {
+            self.keyspace.state.write().alarms = batch.alarms;
+        }
         if !(batch.events.is_empty() && batch.lease_changes.is_empty()) {
             let now = self.keyspace.clock.now();
             batch.apply_to_leases(&mut self.keyspace.leases.lock(), now);
@@ -260,7 +263,7 @@ impl Sequencer {
             for revision in part {
                 for event in &revision.events {
                     self.values.push(&event.record, &self.keyspace.cached_bytes);
-                    state.index.insert(Arc::clone(&event.record));
+                    state.insert(Arc::clone(&event.record));
                 }
                 state.revision = revision.revision;
             }
@@ -284,6 +287,8 @@ impl Sequencer {
             from = next;
         }
         let mut granted = store.leases().await?;
+        let alarms = store.alarms().await?;
+        self.keyspace.state.write().alarms = alarms;
         {
             let now = self.keyspace.clock.now();
             let mut leases = self.keyspace.leases.lock();

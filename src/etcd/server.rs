@@ -114,6 +114,8 @@ pub struct Inner {
     pub(super) loaded_count: AtomicUsize,
     /// A permit for each connection over TCP.
     connections: Arc<Semaphore>,
+    /// The version that a downgrade was asked for.
+    pub downgrade: Mutex<Option<String>>,
     /// Ends every keyspace and stream.
     pub shutdown: CancellationToken,
 }
@@ -151,6 +153,18 @@ impl Slot {
 }
 
 impl Inner {
+    /// Gives space that is free within the store's files back to the disk.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        let outcome = self.database.defragment().await;
+        Ok(outcome.map_err(StoreError::from)?)
+    }
+
+    pub async fn set_downgrade(&self, version: Option<String>) -> Result<(), Error> {
+        store::set_downgrade(&self.database, version.as_deref()).await?;
+        *self.downgrade.lock() = version;
+        Ok(())
+    }
+
     fn slot(&self, name: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         if let Some(slot) = slots.get(name) {
@@ -220,6 +234,7 @@ impl Inner {
         Limits {
             cache_bytes: self.config.value_cache_share(keyspaces),
             pending: self.config.max_keyspace_pending,
+            auto_compaction: self.config.auto_compaction,
         }
     }
 
@@ -281,6 +296,7 @@ impl Server {
             member_id: rand::random(),
         };
         let identity = store::identity(&database, new).await?;
+        let downgrade = store::downgrade(&database).await?;
         let shutdown = CancellationToken::new();
         let inner = Arc::new(Inner {
             database,
@@ -291,6 +307,7 @@ impl Server {
             connections: Arc::new(Semaphore::new(
                 config.max_connections.min(Semaphore::MAX_PERMITS),
             )),
+            downgrade: Mutex::new(downgrade),
             shutdown: shutdown.clone(),
             config,
         });

@@ -3,6 +3,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fdb::{Database, RangeOption, RangeResult, Transaction, TransactionOption};
 
+use super::alarm::Alarms;
 use super::encoding::{self, BatchId, CHUNK_BYTES, CHUNKED, Head, Subspace};
 use super::error::Error;
 use super::record::{DecodeError, Record, Revision, SharedRecord};
@@ -74,6 +75,30 @@ pub async fn identity(database: &Database, new: Identity) -> Result<Identity, St
     }
 }
 
+/// The version that a downgrade was asked for.
+pub async fn downgrade(database: &Database) -> Result<Option<String>, StoreError> {
+    let found = database
+        .transact(|transaction: Transaction| async move {
+            transaction.get(encoding::DOWNGRADE, false).await
+        })
+        .await?;
+    Ok(found.map(|version| String::from_utf8_lossy(&version).into_owned()))
+}
+
+pub async fn set_downgrade(database: &Database, version: Option<&str>) -> Result<(), StoreError> {
+    let version = &version.map(|version| Bytes::copy_from_slice(version.as_bytes()));
+    database
+        .transact(|transaction: Transaction| async move {
+            match version {
+                Some(version) => transaction.set(encoding::DOWNGRADE, version.clone()),
+                None => transaction.clear(encoding::DOWNGRADE),
+            }
+            Ok::<_, fdb::Error>(())
+        })
+        .await?;
+    Ok(())
+}
+
 fn parse_number(value: &[u8]) -> Result<u32, StoreError> {
     let number = value.try_into().ok().map(u32::from_be_bytes);
     number.ok_or(StoreError::Damaged("number of a keyspace"))
@@ -140,7 +165,7 @@ pub async fn remove_keyspace(database: &Database, name: &str) -> Result<(), Stor
 pub struct Writes {
     /// New entries of the log, and chunks: they do not count before the head does.
     log: Vec<(Bytes, Bytes)>,
-    /// Set or cleared, in order, together with the head.
+    /// Leases and alarms: set or cleared, in order, together with the head.
     leases: Vec<(Bytes, Option<Bytes>)>,
     size_bytes: usize,
 }
@@ -185,6 +210,11 @@ impl Writes {
         self.leases.push((space.lease(id), Some(value)));
     }
 
+    pub fn alarms(&mut self, space: Subspace, alarms: Alarms) {
+        let bits = Bytes::copy_from_slice(&[alarms.bits()]);
+        self.leases.push((space.alarms(), Some(bits)));
+    }
+
     pub fn revoke(&mut self, space: Subspace, id: i64) {
         self.leases.push((space.lease(id), None));
     }
@@ -208,6 +238,19 @@ pub struct Store {
 impl Store {
     pub fn new(database: Database, space: Subspace) -> Store {
         Store { database, space }
+    }
+
+    pub async fn alarms(&self) -> Result<Alarms, StoreError> {
+        let key = &self.space.alarms();
+        let found = self
+            .database
+            .transact(|transaction: Transaction| async move { transaction.get(key, false).await })
+            .await?;
+        match found.as_deref() {
+            None => Ok(Alarms::default()),
+            Some([bits]) => Ok(Alarms::from_bits(*bits)),
+            Some(_) => Err(StoreError::Damaged("alarms of a keyspace")),
+        }
     }
 
     /// The head; that of an empty keyspace if nothing was written yet.

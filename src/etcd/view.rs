@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::alarm::Alarms;
 use super::error::Error;
-use super::index::Index;
+use super::index::{CompactionStep, Index};
 use super::key_range::{End, KeyRange};
 use super::record::{Revision, SharedRecord};
 
@@ -23,6 +24,33 @@ pub struct State {
     pub revision: i64,
     /// Reads before this revision fail.
     pub compacted: i64,
+    pub alarms: Alarms,
+    /// Bytes of the log, keys of the store included.
+    pub log_bytes: u64,
+}
+
+/// Length of a log entry's key in the store.
+const LOG_KEY_BYTES: u64 = 18;
+
+/// What a record takes in the log.
+fn log_bytes(record: &SharedRecord) -> u64 {
+    LOG_KEY_BYTES + record.stored_len() as u64
+}
+
+impl State {
+    /// Adds a change, newer than every one before.
+    pub fn insert(&mut self, record: SharedRecord) {
+        self.log_bytes += log_bytes(&record);
+        self.index.insert(record);
+    }
+
+    /// See [`Index::compact`].
+    pub fn compact(&mut self, revision: i64, from: &[u8], blocks: usize) -> CompactionStep {
+        let step = self.index.compact(revision, from, blocks);
+        let freed: u64 = step.removed.iter().map(log_bytes).sum();
+        self.log_bytes = self.log_bytes.saturating_sub(freed);
+        step
+    }
 }
 
 impl Default for State {
@@ -31,6 +59,8 @@ impl Default for State {
             index: Index::default(),
             revision: FIRST_REVISION,
             compacted: NEVER_COMPACTED,
+            alarms: Alarms::default(),
+            log_bytes: 0,
         }
     }
 }

@@ -15,8 +15,8 @@ use etcd_proto::etcdserverpb::watch_request::RequestUnion;
 use etcd_proto::etcdserverpb::watch_server::{self, WatchServer};
 use etcd_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
-    WatchRequest, WatchResponse,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp,
+    TxnRequest, TxnResponse, WatchRequest, WatchResponse,
 };
 use etcd_proto::mvccpb::event::EventType;
 use etcd_proto::mvccpb::{Event, KeyValue};
@@ -367,6 +367,15 @@ impl Kv for Keyspace {
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
         Ok(Response::new(self.state.lock().range(request.get_ref())))
+    }
+
+    type RangeStreamStream = tokio_stream::Empty<Result<RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        _request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented("streamed ranges"))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

@@ -15,6 +15,7 @@ mod kubectl;
 mod access;
 mod crash;
 mod determinism;
+mod etcd_maintenance;
 mod etcd_operations;
 mod kube_client;
 mod kubernetes;

@@ -286,6 +286,14 @@ impl Embedded {
         self.view().map_or(0, |view| view.storage.size_bytes())
     }
 
+    pub(crate) fn defragment(&self) -> Result<(), Error> {
+        let view = self.view()?;
+        view.storage.defragment().map_err(|error| {
+            tracing::error!(%error, "cannot rewrite the store's files");
+            Error::IO_ERROR
+        })
+    }
+
     /// Stops taking commits, lets the committer finish the queue and waits for it.
     pub(crate) fn stop(&self) {
         self.queue.lock().take();

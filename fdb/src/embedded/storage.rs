@@ -193,6 +193,11 @@ impl Storage {
         batch.commit()
     }
 
+    /// Rewrites the tables without what was deleted or overwritten.
+    pub(crate) fn defragment(&self) -> fjall::Result<()> {
+        self.data.major_compact()
+    }
+
     pub(crate) fn size_bytes(&self) -> u64 {
         self.database.disk_space().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell the size of the store");

@@ -2,20 +2,30 @@
 
 use etcd_proto::etcdserverpb::kv_server::Kv;
 use etcd_proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader,
+    TxnRequest, TxnResponse,
 };
+use std::sync::Arc;
+
 use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::Backend;
 use super::answer::{self, Messages, Records};
+use crate::etcd::alarm;
 use crate::etcd::batch::{Answer, Command};
 use crate::etcd::error::Error;
 use crate::etcd::keyspace::Keyspace;
-use crate::etcd::range;
+use crate::etcd::range::{self, RangeAnswer};
 use crate::etcd::txn::{self, Execution};
 use crate::etcd::view::{Fault, Fetched, Overlay, Staged, State};
+
+/// Parts of a streamed range that wait for the connection, and the bytes of values in one.
+const STREAM_PARTS: usize = 2;
+const STREAM_PART_BYTES: usize = 1 << 20;
 
 /// How often a read starts again because compaction overtook it.
 const READS: usize = 5;
@@ -36,6 +46,9 @@ async fn read<T: Records>(
     on_snapshot: bool,
 ) -> Result<(T, Fetched), Error> {
     let mut fetched = Fetched::new();
+    if keyspace.state.read().alarms.is_active(AlarmType::Corrupt) {
+        return Err(Error::Corrupt);
+    }
     for _ in 0..READS {
         let evaluated = if on_snapshot {
             let snapshot = keyspace.state.read().clone();
@@ -72,6 +85,50 @@ fn evaluate_read_only(
     Execution::new(view, &no_lease, fetched).txn(request)
 }
 
+/// Sends a range in parts; what stands once in it, in the last. Nobody may be receiving any more: then it ends.
+async fn send_parts(
+    keyspace: Arc<Keyspace>,
+    answer: RangeAnswer,
+    header: ResponseHeader,
+    parts: mpsc::Sender<Result<RangeStreamResponse, Status>>,
+) {
+    let _held = keyspace.hold_compaction().await;
+    let RangeAnswer { records, .. } = &answer;
+    let mut rest = records.as_slice();
+    loop {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|record| {
+            let fits = bytes < STREAM_PART_BYTES;
+            bytes += record.stored_len();
+            fits
+        });
+        let (now, later) = rest.split_at(fitting.count());
+        let last = later.is_empty();
+        let part = RangeAnswer {
+            records: now.to_vec(),
+            more: answer.more && last,
+            count: if last { answer.count } else { 0 },
+            ..answer
+        };
+        let message = match answer::fetch(&keyspace, &part).await {
+            Ok(fetched) if answer::is_complete(&part, &fetched) => {
+                let mut response = Messages { fetched: &fetched }.range(&part);
+                response.header = last.then_some(header);
+                Ok(RangeStreamResponse {
+                    range_response: Some(response),
+                })
+            }
+            Ok(_) => Err(Error::Compacted.into()),
+            Err(error) => Err(error.into()),
+        };
+        let failed = message.is_err();
+        if parts.send(message).await.is_err() || failed || last {
+            return;
+        }
+        rest = later;
+    }
+}
+
 #[async_trait]
 impl Kv for Backend {
     async fn range(
@@ -91,11 +148,41 @@ impl Kv for Backend {
         Ok(Response::new(response))
     }
 
+    type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let request = request.into_inner();
+        range::validate(&request)?;
+        let keyspace = self.keyspace().await?;
+        let evaluate = |state: &State, fetched: &Fetched| range::evaluate(state, &request, fetched);
+        let mut fetched = Fetched::new();
+        let answer = loop {
+            let snapshot = keyspace.state.read().clone();
+            match evaluate(&snapshot, &fetched) {
+                Ok(answer) => break answer,
+                Err(Fault::Refused(error)) => return Err(error.into()),
+                Err(Fault::Needs(needed)) => {
+                    let read = keyspace.fetch(&needed, &mut fetched).await;
+                    read.map_err(Error::from)?;
+                }
+            }
+        };
+        let (parts, outgoing) = mpsc::channel(STREAM_PARTS);
+        let header = self.headers().at(answer.revision);
+        tokio::spawn(send_parts(keyspace, answer, header, parts));
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let request = request.into_inner();
         txn::validate_put(&request)?;
         self.check_size(&request)?;
         let keyspace = self.keyspace().await?;
+        self.check_quota(&keyspace, alarm::put_cost(&request))
+            .await?;
         let Answer::Put(answer) = keyspace.submit(Command::Put(request)).await? else {
             return Err(Error::Corrupt.into());
         };
@@ -134,6 +221,8 @@ impl Kv for Backend {
             read
         } else {
             self.check_size(&request)?;
+            self.check_quota(&keyspace, alarm::txn_cost(&request))
+                .await?;
             let Answer::Txn(answer) = keyspace.submit(Command::Txn(request)).await? else {
                 return Err(Error::Corrupt.into());
             };

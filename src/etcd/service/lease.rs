@@ -12,6 +12,7 @@ use futures::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::Backend;
+use crate::etcd::alarm;
 use crate::etcd::batch::{Answer, Command};
 use crate::etcd::error::Error;
 use crate::etcd::lease::Renewal;
@@ -53,6 +54,7 @@ impl Lease for Backend {
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let LeaseGrantRequest { ttl, id } = request.into_inner();
         let keyspace = self.keyspace().await?;
+        self.check_quota(&keyspace, alarm::LEASE_COST).await?;
         let answer = keyspace.submit(Command::Grant { id, ttl }).await?;
         let Answer::Granted { revision, id, ttl } = answer else {
             return Err(Error::Corrupt.into());

@@ -5,6 +5,7 @@ mod cluster;
 mod kv;
 mod lease;
 mod maintenance;
+mod quota;
 mod reflection;
 mod watch;
 
@@ -28,8 +29,10 @@ use super::keyspace::Keyspace;
 use super::server::{Inner, Slot};
 use super::store::Identity;
 
+pub use maintenance::STORAGE_VERSION;
+
 /// There is one member, and it has always been the leader; clients want a positive term.
-const RAFT_TERM: u64 = 2;
+pub const RAFT_TERM: u64 = 2;
 
 /// Makes the header of answers.
 #[derive(Clone, Copy, Debug)]
