@@ -27,6 +27,13 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
     response
 }
 
+/// Alarms that the query wants to be passed over: `exclude=NOSPACE`, which may be repeated.
+fn excluded(query: &str) -> impl Iterator<Item = &str> + Clone {
+    query
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("exclude="))
+}
+
 /// Prometheus' text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -65,6 +72,14 @@ pub async fn call<B>(backend: &Backend, request: &Request<B>) -> Response<Body> 
             }
         };
     }
+    let query = request.uri().query().unwrap_or_default();
+    if path == "/health"
+        && let Some(alarm) = backend.alarm_besides(excluded(query)).await
+    {
+        backend.server.config.metrics.health_failures.inc();
+        let body = format!(r#"{{"health":"false","reason":"ALARM {alarm}"}}"#);
+        return answer(StatusCode::SERVICE_UNAVAILABLE, JSON, body);
+    }
     let failure = backend.check_health().await.err();
     let metrics = &backend.server.config.metrics;
     match failure {
@@ -83,10 +98,7 @@ pub async fn call<B>(backend: &Backend, request: &Request<B>) -> Response<Body> 
         );
         return answer(status, JSON, body);
     }
-    let verbose = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.split('&').any(|pair| pair.starts_with("verbose")));
+    let verbose = query.split('&').any(|pair| pair.starts_with("verbose"));
     let mut body = String::new();
     if verbose || failure.is_some() {
         for check in checks {

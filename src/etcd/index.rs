@@ -321,10 +321,9 @@ impl Index {
     }
 
     /// Visits every version, tombstones and superseded ones included, key by key.
-    pub fn versions_of_all(&self, mut visit: impl FnMut(&SharedRecord)) {
+    pub fn versions_of_all(&self, visit: impl FnMut(&SharedRecord)) {
         let keys = self.blocks.iter().flat_map(|block| &block.keys);
-        keys.flat_map(|entry| &entry.versions)
-            .for_each(|record| visit(record));
+        keys.flat_map(|entry| &entry.versions).for_each(visit);
     }
 
     /// Whether a read of everything at `revision` sees anything.

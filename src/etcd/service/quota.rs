@@ -9,6 +9,18 @@ use crate::etcd::error::Error;
 use crate::etcd::keyspace::Keyspace;
 
 impl Backend {
+    /// The name of an alarm that is raised and not excluded.
+    pub async fn alarm_besides<'a>(
+        &self,
+        excluded: impl Iterator<Item = &'a str> + Clone,
+    ) -> Option<&'static str> {
+        // A keyspace that cannot be had is not healthy, and says so by itself.
+        let keyspace = self.keyspace().await.ok()?;
+        let alarms = keyspace.state.read().alarms;
+        let mut raised = alarms.active().map(|alarm| alarm.as_str_name());
+        raised.find(|raised| !excluded.clone().any(|name| name == *raised))
+    }
+
     /// Whether `cost` more bytes fit.
     ///
     /// # Errors
