@@ -30,6 +30,8 @@ const REQUESTS: usize = 64;
 const WATCHES: usize = 5;
 /// Longest pause between two things that a watcher does by itself.
 const PACE: Duration = Duration::from_millis(120);
+/// Pause of a client that was refused a stream.
+const RETRY: Duration = Duration::from_millis(10);
 /// How long the end of a round may take to reach a watcher.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -182,6 +184,7 @@ impl Watcher {
             .collect();
         loop {
             let Some(mut stream) = open(&mut self.link).await else {
+                tokio::time::sleep(RETRY).await;
                 continue;
             };
             for (at, line) in lines.iter().enumerate() {
@@ -199,6 +202,8 @@ impl Watcher {
             if matches!(left, Left::Finished) {
                 return;
             }
+            // As clients do: a server that refuses streams is not asked again at once.
+            tokio::time::sleep(PACE.mul_f64(self.random.random())).await;
         }
     }
 
@@ -392,6 +397,7 @@ impl Scribe {
     pub async fn run(mut self) {
         loop {
             let Some(mut stream) = open(&mut self.link).await else {
+                tokio::time::sleep(RETRY).await;
                 continue;
             };
             let asked = Asked {
