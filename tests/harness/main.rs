@@ -8,5 +8,6 @@ mod plant;
 mod request;
 mod round;
 mod rounds;
+mod torn_tail;
 mod traffic;
 mod watcher;
