@@ -91,14 +91,21 @@ pub fn check(
     let seen = FirstSeen::of(history, log);
     let mut placed = Vec::new();
     let mut causes: HashMap<i64, usize> = HashMap::new();
-    for (at, call) in history.calls.iter().enumerate() {
+    // First what belongs to the key-value store: the end of a lease may look like a deletion of its keys.
+    let (revokes, others): (Vec<_>, Vec<_>) = history
+        .calls
+        .iter()
+        .enumerate()
+        .partition(|(_, call)| matches!(call.request, Request::Revoke { .. }));
+    for (at, call) in others.into_iter().chain(revokes) {
         let claim = match (&call.request, &call.outcome) {
             (Request::Kv(request), Outcome::Answered(Answer::Kv(answer))) => {
                 check_past_reads(call, request, compactions, violations);
                 check_answer(log, request, answer)
             }
             (Request::Revoke { id }, Outcome::Answered(Answer::Revoked { revision })) => {
-                check_revoke(log, *id, *revision)
+                let free = !causes.contains_key(revision) && call.called < seen.get(*revision);
+                check_revoke(log, *id, *revision, free)
             }
             (_, Outcome::Refused(why)) => {
                 check_refusal(history, call, why, compactions, violations);
@@ -175,12 +182,13 @@ fn check_answer(log: &Log, request: &KvRequest, answer: &KvAnswer) -> Result<(i6
     Err(format!("expected {expected}"))
 }
 
-fn check_revoke(log: &Log, lease: i64, revision: i64) -> Result<(i64, bool), String> {
+/// `free` tells whether the revision can be the revocation's own.
+fn check_revoke(log: &Log, lease: i64, revision: i64, free: bool) -> Result<(i64, bool), String> {
     if revision > log.last() {
         return Err(format!("the last revision of the log is {}", log.last()));
     }
     let changes = model::end_of_lease(log, revision - 1, lease);
-    if !changes.is_empty() && changes == log.changes(revision) {
+    if free && !changes.is_empty() && changes == log.changes(revision) {
         return Ok((revision, true));
     }
     let left = model::end_of_lease(log, revision, lease);
