@@ -4,6 +4,7 @@ mod client;
 mod history;
 mod instance;
 mod nemesis;
+mod past_bugs;
 mod plant;
 mod request;
 mod round;

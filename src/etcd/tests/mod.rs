@@ -3,6 +3,7 @@
 mod api;
 mod leases;
 mod model;
+mod past_bugs;
 mod store_faults;
 mod watches;
 
