@@ -15,6 +15,8 @@ pub mod log;
 pub mod model;
 pub mod order;
 pub mod registers;
+#[cfg(test)]
+mod tests;
 pub mod watches;
 pub mod wing_gong;
 
