@@ -1,6 +1,8 @@
 //! Compiles the `.proto` files with protox, so that building needs no `protoc`.
 
-const FILES: [&str; 10] = [
+use prost::Message as _;
+
+const FILES: [&str; 11] = [
     "authpb/auth.proto",
     "etcdserverpb/auth.proto",
     "etcdserverpb/cluster.proto",
@@ -9,6 +11,7 @@ const FILES: [&str; 10] = [
     "etcdserverpb/lease.proto",
     "etcdserverpb/maintenance.proto",
     "etcdserverpb/watch.proto",
+    "grpc/health/v1/health.proto",
     "v3electionpb/election.proto",
     "v3lockpb/lock.proto",
 ];
@@ -16,6 +19,9 @@ const FILES: [&str; 10] = [
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(FILES, ["proto"])?;
+    // For reflection, and for whoever must know every method.
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("etcd_descriptor.bin"), files.encode_to_vec())?;
     // Keys and values stay the slices of the received frame: no copy on the way in.
     tonic_prost_build::configure()
         .bytes(".")

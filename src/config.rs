@@ -1,11 +1,15 @@
 //! What the user may set: flags, `CKE_*` environment variables and a TOML file, in this order of
 //! precedence, all from one struct.
 
+pub mod etcd;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Deserialize;
+
+use self::etcd::{KeyspaceOptions, LimitOptions, ListenUrl, TlsOptions, UnusedOptions};
 
 use crate::clever::account::{AccountsConfig, ConsumerConfig, OrganisationConfig, UserConfig};
 use crate::clock::TimeScale;
@@ -172,9 +176,9 @@ pub struct EtcdOptions {
         value_name = "URL",
         value_delimiter = ',',
         default_value = "http://127.0.0.1:2379",
-        value_parser = client_url
+        value_parser = etcd::listen_url
     )]
-    pub listen_client_urls: Vec<SocketAddr>,
+    pub listen_client_urls: Vec<ListenUrl>,
 
     /// URLs that clients are told of, separated by commas [default: --listen-client-urls]
     #[arg(
@@ -188,6 +192,7 @@ pub struct EtcdOptions {
     /// How long a watch may be silent before it is told of progress, such as 10m
     #[arg(
         long,
+        visible_alias = "experimental-watch-progress-notify-interval",
         env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL",
         value_name = "DURATION",
         default_value = "10m",
@@ -221,26 +226,15 @@ pub struct EtcdOptions {
         default_value = "warn"
     )]
     pub log_level: String,
-}
 
-/// `http://HOST:PORT` as a socket address. The host is an address or `localhost`, as etcd asks.
-fn client_url(url: &str) -> Result<SocketAddr, String> {
-    if url.starts_with("https://") {
-        return Err(format!(
-            "`{url}`: TLS for clients is not implemented; use an http:// URL"
-        ));
-    }
-    let authority = url
-        .strip_prefix("http://")
-        .ok_or_else(|| format!("`{url}`: the URL must start with http://"))?
-        .trim_end_matches('/');
-    let address = match authority.strip_prefix("localhost:") {
-        Some(port) => format!("127.0.0.1:{port}"),
-        None => authority.to_owned(),
-    };
-    address
-        .parse()
-        .map_err(|_| format!("`{url}`: expected http://ADDRESS:PORT"))
+    #[command(flatten)]
+    pub tls: TlsOptions,
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    #[command(flatten)]
+    pub keyspaces: KeyspaceOptions,
+    #[command(flatten)]
+    pub unused: UnusedOptions,
 }
 
 #[cfg(test)]
@@ -250,13 +244,14 @@ mod tests {
     #[test]
     fn client_urls_are_socket_addresses() {
         let check = |url: &str, expect: Option<&str>| {
-            let address = client_url(url).ok().map(|address| address.to_string());
-            assert_eq!(address.as_deref(), expect, "{url}");
+            let found = etcd::listen_url(url).ok();
+            let found = found.map(|url| format!("{}://{}", url.scheme(), url.address));
+            assert_eq!(found.as_deref(), expect, "{url}");
         };
-        check("http://127.0.0.1:2379", Some("127.0.0.1:2379"));
-        check("http://localhost:0/", Some("127.0.0.1:0"));
-        check("http://[::1]:2379", Some("[::1]:2379"));
-        check("https://127.0.0.1:2379", None);
+        check("http://127.0.0.1:2379", Some("http://127.0.0.1:2379"));
+        check("http://localhost:0/", Some("http://127.0.0.1:0"));
+        check("http://[::1]:2379", Some("http://[::1]:2379"));
+        check("https://127.0.0.1:2379", Some("https://127.0.0.1:2379"));
         check("127.0.0.1:2379", None);
         check("http://example.test:2379", None);
         check("http://127.0.0.1", None);

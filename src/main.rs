@@ -8,6 +8,11 @@ use cke::price::PriceOptions;
 use cke::serve;
 use clap::{Parser, Subcommand};
 
+/// A put allocates about thirty times, most of it in the HTTP/2 stack, and frees on other threads: that takes a tenth
+/// of the server's time with the C library's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Clever Kubernetes Engine on your machine: the real APIs, with time and failures under your control.
 #[derive(Parser)]
 #[command(name = "cke", version, disable_version_flag = true)]
@@ -27,7 +32,7 @@ enum Command {
         options: Box<ServeOptions>,
     },
     /// Run Materia etcd alone: an etcd v3 server
-    Etcd(EtcdOptions),
+    Etcd(Box<EtcdOptions>),
     /// Say what a cluster of some shape costs
     Price(PriceOptions),
     /// Print the version
@@ -37,7 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve { config, options } => run_serve(config, *options),
-        Command::Etcd(options) => serve::etcd(options).map_err(|error| error.to_string()),
+        Command::Etcd(options) => serve::etcd(*options).map_err(|error| error.to_string()),
         Command::Price(options) => options.run().map_err(|error| error.to_string()),
         Command::Version => {
             println!("cke {}", env!("CARGO_PKG_VERSION"));

@@ -19,9 +19,11 @@ use tracing_subscriber::EnvFilter;
 use crate::clever::account::{Accounts, Seed};
 use crate::clever::{self, CleverConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
+use crate::config::etcd::ListenUrl;
 use crate::config::{EtcdOptions, ServeConfig};
 use crate::etcd::client::SharedKeyspaces;
-use crate::etcd::{EtcdConfig, Server};
+use crate::etcd::tls::Tls;
+use crate::etcd::{EtcdConfig, Listener, Metrics, Server, limits};
 use crate::infra::{Cloud, CloudConfig};
 use crate::kubernetes::{Kubernetes, KubernetesConfig, kubelet};
 use crate::platform::{self, Platform, PlatformConfig};
@@ -66,6 +68,10 @@ pub enum ServeError {
         what: &'static str,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error(
+        "--initial-cluster names several members: an etcd of this kind is one member, and keeps its data safe by itself"
+    )]
+    SeveralMembers,
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] std::io::Error),
 }
@@ -101,13 +107,15 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             etcd: port(&etcd_listener),
         };
 
-        let database = open_store(&config.data_dir).await?;
+        let metrics: Arc<Metrics> = Arc::default();
+        let database = open_store(&config.data_dir, &metrics).await?;
         let shutdown = CancellationToken::new();
         let etcd = Server::open(
             database.clone(),
             Clock::real(),
             EtcdConfig {
                 advertise_client_urls: vec![addresses.etcd_url()],
+                metrics,
                 ..EtcdConfig::default()
             },
         )
@@ -201,24 +209,63 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
 /// Runs Materia etcd alone until a signal to terminate.
 pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
     log_to_stderr(&options.log_level)?;
+    if options.unused.members() > 1 {
+        return Err(ServeError::SeveralMembers);
+    }
+    for flag in options.unused.given() {
+        tracing::warn!("--{flag} has no effect: this etcd has one member, and its own store");
+    }
+    let max_connections = match options.limits.max_connections {
+        None => limits::connections().map_err(start("etcd"))?,
+        Some(wanted) => usize::try_from(wanted).unwrap_or(usize::MAX),
+    };
     block_on(async move {
-        let mut bound = Vec::new();
-        for address in &options.listen_client_urls {
-            bound.push(listen("clients", *address).await?);
-        }
         let directory = options
             .data_dir
             .unwrap_or_else(|| PathBuf::from(format!("{}.etcd", options.name)));
-        let database = open_store(&directory).await?;
+        let urls = [
+            options.listen_client_urls.as_slice(),
+            options.limits.listen_metrics_urls.as_slice(),
+        ]
+        .concat();
+        let keepalive_interval = options.limits.keepalive_interval();
+        let tls = options.tls.resolve(&urls, &directory);
+        let tls = tls.map_err(start("TLS"))?.map(Tls::new);
+        let tls = tls.transpose().map_err(start("TLS"))?.map(Arc::new);
+        let bind = async |what, url: ListenUrl, metrics_only| {
+            let tcp = listen(what, url.address).await?;
+            let tls = tls.as_ref().filter(|_| url.https).cloned();
+            Ok::<_, ServeError>(Listener {
+                tcp,
+                tls,
+                metrics_only,
+            })
+        };
+        let mut bound = Vec::new();
+        let mut listening_urls = Vec::new();
+        for url in options.listen_client_urls {
+            let listener = bind("clients", url, false).await?;
+            if let Ok(address) = listener.tcp.local_addr() {
+                listening_urls.push(format!("{}://{address}", url.scheme()));
+            }
+            bound.push(listener);
+        }
+        let mut metrics_urls = Vec::new();
+        for url in options.limits.listen_metrics_urls {
+            let listener = bind("metrics", url, true).await?;
+            if let Ok(address) = listener.tcp.local_addr() {
+                metrics_urls.push(format!("{}://{address}", url.scheme()));
+            }
+            bound.push(listener);
+        }
+        let metrics: Arc<Metrics> = Arc::default();
+        let database = open_store(&directory, &metrics).await?;
         let advertise_client_urls = if options.advertise_client_urls.is_empty() {
-            bound
-                .iter()
-                .filter_map(|listener| listener.local_addr().ok())
-                .map(|address| format!("http://{address}"))
-                .collect()
+            listening_urls
         } else {
             options.advertise_client_urls
         };
+        let idle = options.keyspaces.keyspace_idle_timeout;
         let server = Server::open(
             database.clone(),
             Clock::real(),
@@ -228,6 +275,16 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 watch_progress_notify_interval: options.watch_progress_notify_interval,
                 max_request_bytes: options.max_request_bytes,
                 max_txn_ops: options.max_txn_ops,
+                keyspace_by_cn: options.keyspaces.keyspace_by_cn,
+                keyspace_idle_timeout: (!idle.is_zero()).then_some(idle),
+                max_keyspaces: options.keyspaces.max_keyspaces,
+                max_keyspace_pending: options.keyspaces.max_keyspace_pending,
+                total_value_cache_bytes: options.keyspaces.value_cache_bytes,
+                max_connections,
+                max_concurrent_streams: options.limits.max_concurrent_streams,
+                keepalive_interval,
+                keepalive_timeout: options.limits.grpc_keepalive_timeout,
+                metrics,
                 ..EtcdConfig::default()
             },
         )
@@ -238,11 +295,12 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         for listener in bound {
             let (server, shutdown) = (server.clone(), shutdown.clone());
             listeners.spawn(async move {
-                (
-                    "etcd",
-                    server.serve(listener, shutdown).await.map_err(Into::into),
-                )
+                let served = server.serve_on(listener, shutdown).await;
+                ("etcd", served.map_err(Into::into))
             });
+        }
+        for url in metrics_urls {
+            say(&format!("metrics: {url}\n"));
         }
         say(&format!("ready: {}\n", advertise_client_urls.join(", ")));
         let outcome = until_terminated(&mut listeners, &shutdown).await;
@@ -293,12 +351,16 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().map_or(0, |address| address.port())
 }
 
-async fn open_store(directory: &Path) -> Result<fdb::Database, ServeError> {
+async fn open_store(directory: &Path, metrics: &Arc<Metrics>) -> Result<fdb::Database, ServeError> {
     std::fs::create_dir_all(directory).map_err(|source| ServeError::DataDirectory {
         path: directory.to_owned(),
         source,
     })?;
-    fdb::Database::open_embedded(&directory.join("store"), fdb::EmbeddedOptions::default())
+    let options = fdb::EmbeddedOptions {
+        write_hook: Some(metrics.measure_fsync()),
+        ..fdb::EmbeddedOptions::default()
+    };
+    fdb::Database::open_embedded(&directory.join("store"), options)
         .await
         .map_err(|source| ServeError::Store {
             path: directory.to_owned(),

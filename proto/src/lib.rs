@@ -2,6 +2,9 @@
 //! build from `proto/`. Package names, field numbers and types are etcd's; the split into files
 //! follows the services.
 
+/// The files' descriptors, as a `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("etcd_descriptor");
+
 pub mod mvccpb {
     //! Keys, values and events.
     tonic::include_proto!("mvccpb");
@@ -25,4 +28,9 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     //! Election.
     tonic::include_proto!("v3electionpb");
+}
+
+pub mod health {
+    //! gRPC's own health service, `grpc.health.v1`. The crate tonic-health lacks its List.
+    tonic::include_proto!("grpc.health.v1");
 }

@@ -1,6 +1,10 @@
 //! How a server is set up. Names and defaults are etcd's where they mean the same.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::keyspace_choice::KeyspaceByCn;
+use super::metrics::Metrics;
 
 /// Shortest interval of progress notifications.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -24,6 +28,27 @@ pub struct EtcdConfig {
     pub value_cache_bytes: usize,
     /// The keyspace of clients that come over TCP.
     pub default_keyspace: String,
+    /// Memory for values, all keyspaces together.
+    pub total_value_cache_bytes: usize,
+    /// Which keyspace a client's certificate stands for.
+    pub keyspace_by_cn: KeyspaceByCn,
+    /// How long a keyspace stays in memory without requests, watches and leases; `None` is for ever. The
+    /// default keyspace always stays.
+    pub keyspace_idle_timeout: Option<Duration>,
+    /// Keyspaces in memory at once; requests to more are refused.
+    pub max_keyspaces: usize,
+    /// Write requests of one keyspace that wait at once; more are refused.
+    pub max_keyspace_pending: usize,
+    /// Connections over TCP at once; more wait to be accepted.
+    pub max_connections: usize,
+    /// Requests and streams at once on one connection.
+    pub max_concurrent_streams: u32,
+    /// How long an HTTP/2 connection may be silent before it is pinged; `None` is for ever.
+    pub keepalive_interval: Option<Duration>,
+    /// How long the answer to a ping may take.
+    pub keepalive_timeout: Duration,
+    /// What the server counts; shared with the store, which measures its fsyncs.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for EtcdConfig {
@@ -36,6 +61,16 @@ impl Default for EtcdConfig {
             max_txn_ops: 128,
             value_cache_bytes: 512 << 20,
             default_keyspace: String::from("default"),
+            total_value_cache_bytes: 1 << 30,
+            keyspace_by_cn: KeyspaceByCn::default(),
+            keyspace_idle_timeout: Some(Duration::from_secs(300)),
+            max_keyspaces: 100_000,
+            max_keyspace_pending: 5_000,
+            max_connections: 10_000,
+            max_concurrent_streams: u32::MAX,
+            keepalive_interval: Some(Duration::from_secs(7_200)),
+            keepalive_timeout: Duration::from_secs(20),
+            metrics: Arc::default(),
         }
     }
 }
@@ -44,6 +79,12 @@ impl EtcdConfig {
     /// Largest message that the gRPC layer takes.
     pub fn max_message_bytes(&self) -> usize {
         self.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES)
+    }
+
+    /// One keyspace's memory for values if all have the same.
+    pub fn value_cache_share(&self, keyspaces: usize) -> usize {
+        let share = self.total_value_cache_bytes / keyspaces.max(1);
+        self.value_cache_bytes.min(share)
     }
 
     pub fn progress_interval(&self) -> Duration {

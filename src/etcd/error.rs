@@ -38,6 +38,8 @@ pub enum Error {
     Timeout,
     #[error("etcdserver: corrupt cluster")]
     Corrupt,
+    #[error("etcdserver: too many requests")]
+    TooManyRequests,
 }
 
 impl Error {
@@ -56,6 +58,7 @@ impl Error {
             Error::LeaseExists => Code::FailedPrecondition,
             Error::Stopped | Error::Timeout => Code::Unavailable,
             Error::Corrupt => Code::DataLoss,
+            Error::TooManyRequests => Code::ResourceExhausted,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The plain HTTP endpoints beside gRPC: `/health`, `/version`, `/livez`, `/readyz`.
+//! The plain HTTP endpoints beside gRPC: `/health`, `/version`, `/livez`, `/readyz`,
+//! `/metrics`.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -26,11 +27,14 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
     response
 }
 
+/// Prometheus' text format.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// Answers a request that is not gRPC.
 pub async fn call<B>(backend: &Backend, request: &Request<B>) -> Response<Body> {
     let path = request.uri().path();
     let checks = match path {
-        "/health" | "/version" => &[],
+        "/health" | "/version" | "/metrics" => &[],
         "/livez" => LIVEZ_CHECKS,
         "/readyz" => READYZ_CHECKS,
         _ => {
@@ -51,7 +55,22 @@ pub async fn call<B>(backend: &Backend, request: &Request<B>) -> Response<Body> 
         );
         return answer(StatusCode::OK, JSON, body);
     }
+    if path == "/metrics" {
+        let server = &backend.server;
+        return match server.config.metrics.render(server) {
+            Ok(text) => answer(StatusCode::OK, METRICS, text),
+            Err(error) => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                answer(status, TEXT, format!("{error}\n"))
+            }
+        };
+    }
     let failure = backend.check_health().await.err();
+    let metrics = &backend.server.config.metrics;
+    match failure {
+        None => metrics.health_successes.inc(),
+        Some(_) => metrics.health_failures.inc(),
+    }
     let status = match failure {
         None => StatusCode::OK,
         Some(_) => StatusCode::SERVICE_UNAVAILABLE,

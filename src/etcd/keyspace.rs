@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{Answer, Command};
@@ -13,6 +13,7 @@ use super::cache::{CachedBytes, CachedValues};
 use super::error::Error;
 use super::key_range::{End, KeyRange};
 use super::lease::LeaseBook;
+use super::metrics::{KeyspaceMetrics, Metrics};
 use super::record::Revision;
 use super::sequencer::{QUEUE_LEN, Queued, Sequencer};
 use super::store::{Store, StoreError};
@@ -23,6 +24,15 @@ use crate::clock::Clock;
 /// Blocks of the index that compaction works on while readers wait.
 const COMPACTION_BLOCKS: usize = 8;
 
+/// What one keyspace may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Memory for values, at first.
+    pub cache_bytes: usize,
+    /// Requests that wait for the sequencer.
+    pub pending: usize,
+}
+
 pub struct Keyspace {
     pub name: Arc<str>,
     pub store: Store,
@@ -32,9 +42,12 @@ pub struct Keyspace {
     pub leases: Mutex<LeaseBook>,
     pub hub: Hub,
     pub cached_bytes: CachedBytes,
+    pub metrics: KeyspaceMetrics,
     /// Ends everything that works for this keyspace.
     pub closed: CancellationToken,
     queue: mpsc::Sender<Queued>,
+    /// A permit for each request that waits.
+    room: Semaphore,
     /// One compaction at a time.
     compacting: tokio::sync::Mutex<()>,
 }
@@ -46,12 +59,13 @@ impl Keyspace {
         name: Arc<str>,
         store: Store,
         clock: Clock,
-        cache_budget_bytes: usize,
+        limits: Limits,
+        metrics: Arc<Metrics>,
         closed: CancellationToken,
     ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
         let head = store.head().await?;
         let state = RwLock::new(State::default());
-        let cached_bytes = CachedBytes::new(cache_budget_bytes);
+        let cached_bytes = CachedBytes::new(limits.cache_bytes);
         let mut values = CachedValues::default();
         let mut from = Some(Revision { main: 0, sub: 0 });
         while let Some(start) = from {
@@ -81,8 +95,10 @@ impl Keyspace {
             state,
             leases,
             cached_bytes,
+            metrics: KeyspaceMetrics::new(metrics),
             closed,
             queue,
+            room: Semaphore::new(limits.pending.min(Semaphore::MAX_PERMITS)),
             compacting: tokio::sync::Mutex::new(()),
         });
         if head.compacted > 0 {
@@ -94,8 +110,10 @@ impl Keyspace {
         Ok((keyspace, task))
     }
 
-    /// Has the sequencer do it. Resolves when the outcome is durable.
+    /// Has the sequencer do it. Resolves when the outcome is durable. Refuses what is too much at once.
     pub async fn submit(&self, command: Command) -> Result<Answer, Error> {
+        let room = self.room.try_acquire();
+        let _room = room.map_err(|_| Error::TooManyRequests)?;
         let (reply, answer) = oneshot::channel();
         let queued = Queued {
             command,
@@ -103,6 +121,11 @@ impl Keyspace {
         };
         self.queue.send(queued).await.map_err(|_| Error::Stopped)?;
         answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Requests that wait for the sequencer.
+    pub fn pending(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// The newest durable revision.

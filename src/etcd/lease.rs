@@ -89,6 +89,10 @@ impl LeaseBook {
         self.leases.contains_key(&id)
     }
 
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
     /// Moves keys between leases as the events say.
     pub fn apply(&mut self, events: &RevisionEvents) {
         for event in &events.events {

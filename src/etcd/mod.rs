@@ -21,18 +21,25 @@
 //!   from the log, and can be made again;
 //! - no lock is held across an await.
 
+pub mod auth;
 mod batch;
 mod cache;
 pub mod client;
+mod coalesce;
 mod config;
 mod encoding;
 mod error;
 mod event;
+mod health;
 mod http;
+mod idle;
 mod index;
 mod key_range;
 mod keyspace;
+mod keyspace_choice;
 mod lease;
+pub mod limits;
+mod metrics;
 mod range;
 mod record;
 mod sequencer;
@@ -41,13 +48,16 @@ mod service;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod txn;
 mod view;
 mod watch;
 
 pub use config::EtcdConfig;
 pub use error::Error;
-pub use server::{OpenError, ServeError, Server};
+pub use keyspace_choice::KeyspaceByCn;
+pub use metrics::Metrics;
+pub use server::{Listener, OpenError, ServeError, Server};
 
 /// The etcd release whose API this is. A kube-apiserver reads it to decide what it may rely on.
 pub const VERSION: &str = "3.6.13";

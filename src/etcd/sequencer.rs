@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -73,7 +73,7 @@ impl Sequencer {
 
     /// Runs until the keyspace is closed. What still waits then is answered with an error.
     pub async fn run(mut self) {
-        let mut waiting = Vec::with_capacity(BATCH_LEN);
+        let mut waiting = Vec::new();
         let closed = self.keyspace.closed.clone();
         loop {
             let deadline = self.keyspace.leases.lock().next_deadline();
@@ -93,6 +93,15 @@ impl Sequencer {
                     }
                 }
                 activity = expiry => drop(activity),
+            }
+            if waiting.len() == 1 {
+                // Requests that have arrived and were not read yet share the fsync.
+                tokio::task::yield_now().await;
+                while waiting.len() < BATCH_LEN
+                    && let Ok(queued) = self.queue.try_recv()
+                {
+                    waiting.push(queued);
+                }
             }
             let expired = self
                 .keyspace
@@ -116,8 +125,12 @@ impl Sequencer {
         let mut taken: Vec<Queued> = Vec::new();
         loop {
             let (batch, answers) = self.evaluate(&mut taken, waiting).await;
-            match self.commit(&batch).await {
+            let alone = taken.len() == 1 && waiting.is_empty() && self.queue.is_empty();
+            match self.commit(&batch, alone).await {
                 Ok(Outcome::Committed) => {
+                    let metrics = &self.keyspace.metrics.server;
+                    let commands = taken.iter().map(|queued| &queued.command);
+                    metrics.count_batch(&batch, commands.zip(&answers));
                     self.apply(batch);
                     for (queued, answer) in taken.into_iter().zip(answers) {
                         if let Some(reply) = queued.reply {
@@ -140,6 +153,7 @@ impl Sequencer {
     /// Nobody knows whether the batch is in. If it is, the next batch finds its head.
     async fn fail(&self, taken: Vec<Queued>, error: &StoreError) {
         tracing::error!(keyspace = %self.keyspace.name, %error, "a batch could not be committed");
+        self.keyspace.metrics.server.count_failed(taken.len());
         for reply in taken.into_iter().filter_map(|queued| queued.reply) {
             let _ = reply.send(Err(error.clone().into()));
         }
@@ -198,7 +212,7 @@ impl Sequencer {
         }
     }
 
-    async fn commit(&mut self, batch: &Batch) -> Result<Outcome, StoreError> {
+    async fn commit(&mut self, batch: &Batch, alone: bool) -> Result<Outcome, StoreError> {
         if batch.is_read_only(&self.keyspace.state.read()) {
             return Ok(Outcome::Committed);
         }
@@ -209,7 +223,12 @@ impl Sequencer {
             spilled: false,
         };
         let store = &self.keyspace.store;
-        let outcome = store.commit(&self.head, &next, &batch.writes).await?;
+        // Measured for the metrics, never decided upon.
+        let started = Instant::now();
+        let outcome = store
+            .commit(&self.head, &next, &batch.writes, alone)
+            .await?;
+        self.keyspace.metrics.server.count_commit(started);
         if outcome == Outcome::Committed {
             self.head = next;
         }

@@ -2,28 +2,35 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use parking_lot::{Mutex, RwLock};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
+use super::auth::peer::PeerName;
 use super::client::{Client, ClientError, Keyspaces};
+use super::coalesce::Coalescing;
 use super::config::EtcdConfig;
 use super::error::Error;
 use super::http;
-use super::keyspace::Keyspace;
+use super::keyspace::{Keyspace, Limits};
+use super::metrics::rpc::Answered;
 use super::service::{Api, Backend};
 use super::store::{self, Identity, Store, StoreError};
+use super::tls::Tls;
 use crate::clock::Clock;
 
 /// Bytes between the two ends of an in-process connection.
@@ -31,13 +38,17 @@ const IN_PROCESS_BUFFER_BYTES: usize = 1 << 20;
 /// HTTP/2 flow control: what a client may send before it is read, per stream and per connection.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Concurrent requests and watch streams of one connection. etcd sets no limit.
-const MAX_CONCURRENT_STREAMS: u32 = 1 << 20;
 /// Streams that a client may have cancelled before the server got to them. A client that cancels
 /// many watches at once means no harm.
 const MAX_RESET_STREAMS: usize = 100_000;
 /// Bytes that one stream's answers may have waiting for the network.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// Connections at once of a listener for scrapers and probes.
+const METRICS_CONNECTIONS: usize = 64;
+/// How long an HTTP/1.1 client may take to begin its next request, and to send its head.
+const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
+/// How long a client may take to shake hands.
+const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Pause when the machine has no file descriptor left for a connection.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
@@ -59,6 +70,25 @@ pub enum ServeError {
     Listener(#[source] std::io::Error),
 }
 
+/// Where clients come in.
+pub struct Listener {
+    pub tcp: TcpListener,
+    /// Without it, plain text.
+    pub tls: Option<Arc<Tls>>,
+    /// Answers `/metrics`, `/health` and their like, and no gRPC.
+    pub metrics_only: bool,
+}
+
+impl Listener {
+    pub fn plain(tcp: TcpListener) -> Listener {
+        Listener {
+            tcp,
+            tls: None,
+            metrics_only: false,
+        }
+    }
+}
+
 /// An etcd server. Clones share it; it stops when the last one is dropped.
 #[derive(Clone)]
 pub struct Server {
@@ -76,27 +106,48 @@ impl Drop for StopOnDrop {
 
 pub struct Inner {
     database: fdb::Database,
-    clock: Clock,
+    pub clock: Clock,
     pub config: EtcdConfig,
     pub identity: Identity,
-    slots: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+    pub(super) slots: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+    /// How many keyspaces are in memory.
+    pub(super) loaded_count: AtomicUsize,
+    /// A permit for each connection over TCP.
+    connections: Arc<Semaphore>,
     /// Ends every keyspace and stream.
     pub shutdown: CancellationToken,
 }
 
 /// The place of a keyspace, loaded or not.
 pub struct Slot {
-    name: Arc<str>,
-    open: RwLock<Option<Open>>,
-    /// Held while the keyspace is loaded or removed.
-    changing: tokio::sync::Mutex<()>,
+    pub(super) name: Arc<str>,
+    pub(super) open: RwLock<Option<Open>>,
+    /// Held while the keyspace is loaded, unloaded or removed.
+    pub(super) changing: tokio::sync::Mutex<()>,
     /// The connection that in-process clients share.
-    channel: OnceLock<Channel>,
+    pub(super) channel: Mutex<Option<Channel>>,
+    /// The keyspace was asked for since the last look.
+    pub(super) touched: AtomicBool,
+    /// When a look found it touched, in milliseconds.
+    pub(super) used_at: AtomicI64,
 }
 
-struct Open {
-    keyspace: Arc<Keyspace>,
-    sequencer: JoinHandle<()>,
+pub(super) struct Open {
+    pub(super) keyspace: Arc<Keyspace>,
+    pub(super) sequencer: JoinHandle<()>,
+}
+
+impl Slot {
+    /// The keyspace, if it is in memory.
+    fn loaded(&self) -> Option<Arc<Keyspace>> {
+        let open = self.open.read();
+        let found = open.as_ref().map(|open| Arc::clone(&open.keyspace));
+        // Written rarely, so that the cores share the line.
+        if found.is_some() && !self.touched.load(Ordering::Relaxed) {
+            self.touched.store(true, Ordering::Relaxed);
+        }
+        found
+    }
 }
 
 impl Inner {
@@ -110,38 +161,66 @@ impl Inner {
             name: Arc::clone(&name),
             open: RwLock::new(None),
             changing: tokio::sync::Mutex::new(()),
-            channel: OnceLock::new(),
+            channel: Mutex::new(None),
+            touched: AtomicBool::new(false),
+            used_at: AtomicI64::new(self.clock.now().0),
         });
         slots.insert(name, Arc::clone(&slot));
         slot
     }
 
-    /// The keyspace, loaded if need be.
-    pub async fn keyspace(&self, slot: &Slot) -> Result<Arc<Keyspace>, Error> {
-        let loaded = |slot: &Slot| {
+    /// The keyspaces that are in memory.
+    pub fn loaded(&self) -> Vec<Arc<Keyspace>> {
+        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
+        let open = |slot: Arc<Slot>| {
             let open = slot.open.read();
+            // Not by `loaded`: to look at it is not to use it.
             open.as_ref().map(|open| Arc::clone(&open.keyspace))
         };
-        if let Some(keyspace) = loaded(slot) {
+        slots.into_iter().filter_map(open).collect()
+    }
+
+    /// Bytes of the store on disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.database.size_bytes()
+    }
+
+    /// The keyspace, loaded if need be.
+    pub async fn keyspace(&self, slot: &Slot) -> Result<Arc<Keyspace>, Error> {
+        if let Some(keyspace) = slot.loaded() {
             return Ok(keyspace);
         }
         let _changing = slot.changing.lock().await;
-        if let Some(keyspace) = loaded(slot) {
+        if let Some(keyspace) = slot.loaded() {
             return Ok(keyspace);
         }
         if self.shutdown.is_cancelled() {
             return Err(Error::Stopped);
+        }
+        if self.loaded_count.load(Ordering::Relaxed) >= self.config.max_keyspaces {
+            tracing::warn!(keyspace = %slot.name, "too many keyspaces are in use");
+            return Err(Error::TooManyRequests);
         }
         let opened = self.open_keyspace(slot).await;
         let (keyspace, sequencer) = opened.map_err(|error| {
             tracing::error!(keyspace = %slot.name, %error, "the keyspace cannot be loaded");
             Error::from(error)
         })?;
+        slot.touched.store(true, Ordering::Relaxed);
+        self.loaded_count.fetch_add(1, Ordering::Relaxed);
         *slot.open.write() = Some(Open {
             keyspace: Arc::clone(&keyspace),
             sequencer,
         });
         Ok(keyspace)
+    }
+
+    fn limits(&self) -> Limits {
+        let keyspaces = self.loaded_count.load(Ordering::Relaxed) + 1;
+        Limits {
+            cache_bytes: self.config.value_cache_share(keyspaces),
+            pending: self.config.max_keyspace_pending,
+        }
     }
 
     async fn open_keyspace(
@@ -153,7 +232,8 @@ impl Inner {
             Arc::clone(&slot.name),
             Store::new(self.database.clone(), space),
             self.clock.clone(),
-            self.config.value_cache_bytes,
+            self.limits(),
+            Arc::clone(&self.config.metrics),
             self.shutdown.child_token(),
         )
         .await
@@ -164,6 +244,7 @@ impl Inner {
         let _changing = slot.changing.lock().await;
         let open = slot.open.write().take();
         if let Some(open) = open {
+            self.loaded_count.fetch_sub(1, Ordering::Relaxed);
             open.keyspace.closed.cancel();
             // A batch under way would write into what is removed next.
             if let Err(error) = open.sequencer.await {
@@ -206,16 +287,29 @@ impl Server {
             clock,
             identity,
             slots: Mutex::default(),
+            loaded_count: AtomicUsize::new(0),
+            connections: Arc::new(Semaphore::new(
+                config.max_connections.min(Semaphore::MAX_PERMITS),
+            )),
             shutdown: shutdown.clone(),
             config,
         });
         let slot = inner.slot(&inner.config.default_keyspace);
         let opened = inner.keyspace(&slot).await;
         opened.map_err(|error| OpenError::Store(Box::new(error)))?;
+        inner.spawn_unloading();
         Ok(Server {
             inner,
             _stop: Arc::new(StopOnDrop(shutdown)),
         })
+    }
+
+    /// What `/metrics` says.
+    ///
+    /// # Errors
+    /// See [`super::Metrics::render`].
+    pub fn metrics_text(&self) -> Result<String, prometheus::Error> {
+        self.inner.config.metrics.render(&self.inner)
     }
 
     /// Serves the default keyspace to whoever connects, until `shutdown`; then lets the requests
@@ -228,23 +322,53 @@ impl Server {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
-        let address = listener.local_addr().map_err(ServeError::Listener)?;
-        tracing::info!(%address, "etcd is listening");
-        let api = Api::new(Backend {
-            server: Arc::clone(&self.inner),
-            slot: self.inner.slot(&self.inner.config.default_keyspace),
-            draining: shutdown.clone(),
-        });
+        self.serve_on(Listener::plain(listener), shutdown).await
+    }
+
+    /// As [`Server::serve`], on a listener of any kind. A client's certificate may choose another
+    /// keyspace than the default one.
+    ///
+    /// # Errors
+    /// The listener is of no use.
+    pub async fn serve_on(
+        &self,
+        Listener {
+            tcp,
+            tls,
+            metrics_only,
+        }: Listener,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let address = tcp.local_addr().map_err(ServeError::Listener)?;
+        tracing::info!(%address, tls = tls.is_some(), "etcd is listening");
+        let connected = Connected {
+            api: self
+                .inner
+                .api(&self.inner.config.default_keyspace, &shutdown),
+            peer: None,
+            metrics_only,
+        };
         let graceful = GracefulShutdown::new();
+        // Clients that are too many do not keep probes out.
+        let connections = if metrics_only {
+            Arc::new(Semaphore::new(METRICS_CONNECTIONS))
+        } else {
+            Arc::clone(&self.inner.connections)
+        };
         loop {
+            let permits = Arc::clone(&connections);
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = async {
+                    // Never closed.
+                    let permit = permits.acquire_owned().await.ok();
+                    (tcp.accept().await, permit)
+                } => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
+            let (stream, permit) = match accepted {
+                (Ok((stream, _)), permit) => (stream, permit),
+                (Err(error), _) => {
                     // One connection's failure, or too many open files: others go on.
                     tracing::warn!(%error, "a connection could not be accepted");
                     drop(self.inner.clock.sleep(ACCEPT_PAUSE).await);
@@ -254,15 +378,27 @@ impl Server {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY could not be set");
             }
-            let connection = serve_connection(api.clone(), stream);
-            let connection = graceful.watch(connection);
+            let connected = connected.clone();
+            let (tls, watcher) = (tls.clone(), graceful.watcher());
+            let (inner, shutdown) = (Arc::clone(&self.inner), shutdown.clone());
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
+                let gauge = Counted::new(&inner.config.metrics.connections);
+                let ended = match tls {
+                    None => watcher.watch(inner.connection(connected, stream)).await,
+                    Some(tls) => match inner.handshake(&tls, stream, connected, &shutdown).await {
+                        Some((stream, connected)) => {
+                            watcher.watch(inner.connection(connected, stream)).await
+                        }
+                        None => Ok(()),
+                    },
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended");
                 }
+                drop((gauge, permit));
             });
         }
-        drop(listener);
+        drop(tcp);
         graceful.shutdown().await;
         Ok(())
     }
@@ -292,6 +428,11 @@ impl Server {
         Ok(self.inner.remove_keyspace(name).await?)
     }
 
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     pub(super) fn channel(&self, keyspace: &str) -> Channel {
         let slot = self.inner.slot(keyspace);
         let connect = || {
@@ -301,20 +442,7 @@ impl Server {
             let connector = tower::service_fn(move |_: ::http::Uri| {
                 let connected = server.upgrade().map(|server| {
                     let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BUFFER_BYTES);
-                    let slot = server.slot(&name);
-                    let shutdown = server.shutdown.clone();
-                    let api = Api::new(Backend {
-                        server,
-                        slot,
-                        draining: shutdown.clone(),
-                    });
-                    let connection = serve_connection(api, ours);
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = shutdown.cancelled() => {}
-                            _ = connection => {}
-                        }
-                    });
+                    tokio::spawn(server.serve_in_process(&server.slot(&name), ours));
                     TokioIo::new(theirs)
                 });
                 let gone = || std::io::Error::other("the etcd server was stopped");
@@ -325,7 +453,94 @@ impl Server {
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .connect_with_connector_lazy(connector)
         };
-        slot.channel.get_or_init(connect).clone()
+        slot.channel.lock().get_or_insert_with(connect).clone()
+    }
+}
+
+impl Inner {
+    /// The services of a keyspace.
+    fn api(self: &Arc<Inner>, keyspace: &str, draining: &CancellationToken) -> Api {
+        Api::new(Backend {
+            server: Arc::clone(self),
+            slot: self.slot(keyspace),
+            draining: draining.clone(),
+        })
+    }
+
+    /// One connection within the process. It is the client that ends it, when nobody holds the
+    /// channel any more: a server that closes it may meet a request on its way.
+    fn serve_in_process(
+        self: &Arc<Inner>,
+        slot: &Slot,
+        stream: tokio::io::DuplexStream,
+    ) -> impl Future<Output = ()> + use<> {
+        let shutdown = self.shutdown.clone();
+        let connected = Connected {
+            api: self.api(&slot.name, &shutdown),
+            peer: None,
+            metrics_only: false,
+        };
+        let connection = self.connection(connected, stream);
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                _ = connection => {}
+            }
+        }
+    }
+
+    /// Shakes hands with a client. What it proves to be may choose its keyspace.
+    async fn handshake(
+        self: &Arc<Inner>,
+        tls: &Tls,
+        stream: TcpStream,
+        connected: Connected,
+        shutdown: &CancellationToken,
+    ) -> Option<(TlsStream<TcpStream>, Connected)> {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return None,
+            accepted = tls.accept(stream) => accepted,
+            activity = self.clock.sleep(HANDSHAKE_TIMEOUT) => {
+                drop(activity);
+                Err(std::io::ErrorKind::TimedOut.into())
+            }
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.config.metrics.connections_refused.inc();
+                tracing::info!(%error, "a TLS handshake failed");
+                return None;
+            }
+        };
+        let keyspace = peer
+            .as_ref()
+            .and_then(|PeerName(name)| self.config.keyspace_by_cn.keyspace(name));
+        let connected = match keyspace {
+            None => Connected { peer, ..connected },
+            Some(keyspace) => Connected {
+                api: self.api(keyspace, shutdown),
+                peer,
+                ..connected
+            },
+        };
+        Some((stream, connected))
+    }
+}
+
+/// Counts itself in a gauge while it lives.
+struct Counted(prometheus::IntGauge);
+
+impl Counted {
+    fn new(gauge: &prometheus::IntGauge) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -347,48 +562,70 @@ impl Keyspaces for Server {
 
 /// The services, to one connection.
 #[derive(Clone)]
-struct Connected(Api);
+struct Connected {
+    api: Api,
+    /// Who the client has proven to be.
+    peer: Option<PeerName>,
+    /// The listener is for scrapers and probes alone.
+    metrics_only: bool,
+}
 
 impl hyper::service::Service<::http::Request<Incoming>> for Connected {
-    type Response = ::http::Response<tonic::body::Body>;
+    type Response = ::http::Response<Answered>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
-    fn call(&self, request: ::http::Request<Incoming>) -> Self::Future {
-        let api = self.0.clone();
+    fn call(&self, mut request: ::http::Request<Incoming>) -> Self::Future {
+        let api = self.api.clone();
+        if let Some(peer) = &self.peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        let metrics_only = self.metrics_only;
         async move {
             let content_type = request.headers().get(::http::header::CONTENT_TYPE);
             let grpc =
                 content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-            Ok(if grpc {
-                api.call(request).await
+            Ok(if grpc && !metrics_only {
+                let methods = &api.backend().server.config.metrics.rpc;
+                let (call, request) = methods.start(request);
+                call.answer(api.call(request).await)
             } else {
-                http::call(api.backend(), &request).await
+                Answered::uncounted(http::call(api.backend(), &request).await)
             })
         }
         .boxed()
     }
 }
 
-/// One connection, HTTP/2 or HTTP/1.1 as the client begins.
-///
-/// Pings of clients are answered however often they come: the stack has no notion of too many.
-fn serve_connection<I>(
-    api: Api,
-    stream: I,
-) -> auto::Connection<'static, TokioIo<I>, Connected, TokioExecutor>
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
-        .max_send_buf_size(SEND_BUFFER_BYTES);
-    builder
-        .serve_connection(TokioIo::new(stream), Connected(api))
-        .into_owned()
+impl Inner {
+    /// One connection, HTTP/2 or HTTP/1.1 as the client begins.
+    ///
+    /// Pings of clients are answered however often they come: the stack has no notion of too many.
+    fn connection<I>(
+        &self,
+        connected: Connected,
+        stream: I,
+    ) -> auto::Connection<'static, TokioIo<Coalescing<I>>, Connected, TokioExecutor>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.config.keepalive_interval)
+            .keep_alive_timeout(self.config.keepalive_timeout)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_concurrent_streams(self.config.max_concurrent_streams)
+            .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+            .max_send_buf_size(SEND_BUFFER_BYTES);
+        builder
+            .serve_connection(TokioIo::new(Coalescing::new(stream)), connected)
+            .into_owned()
+    }
 }

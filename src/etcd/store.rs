@@ -239,11 +239,14 @@ impl Store {
     /// The head is read and written by every batch, so of two servers that commit at a time one
     /// finds the other's head. After 1021 (commit unknown result) the head tells: it bears this batch's
     /// id, or the batch is not in; and an attempt still under way conflicts with the next one.
+    ///
+    /// `alone` says that nobody waits for this task meanwhile: then the commit may block its thread.
     pub async fn commit(
         &self,
         expected: &Head,
         next: &Head,
         writes: &Writes,
+        alone: bool,
     ) -> Result<Outcome, StoreError> {
         let mut rest = writes.log.as_slice();
         let mut first = true;
@@ -257,6 +260,7 @@ impl Store {
                     &rest[..piece],
                     last.then_some(writes),
                     first,
+                    alone && last && first,
                 )
                 .await?;
             if last || outcome != Outcome::Committed {
@@ -274,9 +278,13 @@ impl Store {
         sets: &[(Bytes, Bytes)],
         last: Option<&Writes>,
         first: bool,
+        alone: bool,
     ) -> Result<Outcome, StoreError> {
         let mut transaction = self.database.create_transaction();
         loop {
+            if alone {
+                transaction.set_option(TransactionOption::CommitMayBlock);
+            }
             let error = match self
                 .stage(&transaction, expected, next, sets, last, first)
                 .await

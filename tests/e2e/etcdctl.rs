@@ -6,18 +6,26 @@ use crate::command::{self, Said};
 
 pub struct Etcdctl {
     endpoint: String,
+    flags: Vec<String>,
 }
 
 impl Etcdctl {
     pub fn new(endpoint: &str) -> Etcdctl {
+        Etcdctl::with(endpoint, Vec::new())
+    }
+
+    /// With more flags for every command, such as certificates.
+    pub fn with(endpoint: &str, flags: Vec<String>) -> Etcdctl {
         Etcdctl {
             endpoint: endpoint.to_owned(),
+            flags,
         }
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command::client("etcdctl");
         command
+            .args(&self.flags)
             .args(arguments)
             .env("ETCDCTL_API", "3")
             .env("ETCDCTL_ENDPOINTS", &self.endpoint);

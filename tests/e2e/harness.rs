@@ -298,45 +298,69 @@ pub fn cke() -> Command {
 pub struct CkeEtcd {
     process: Process,
     directory: tempfile::TempDir,
+    scheme: &'static str,
+    arguments: Vec<String>,
     port: u16,
+    /// What it said before it was ready.
+    pub said: Vec<String>,
 }
 
 impl CkeEtcd {
     pub fn start() -> CkeEtcd {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let (process, port) = CkeEtcd::spawn(directory.path(), 0);
-        CkeEtcd {
-            process,
-            directory,
-            port,
-        }
+        CkeEtcd::start_with("http", &[])
     }
 
-    fn spawn(directory: &Path, port: u16) -> (Process, u16) {
-        let mut command = cke();
-        command
-            .arg("etcd")
-            .args(["--listen-client-urls", &format!("http://127.0.0.1:{port}")])
-            .arg("--data-dir")
-            .arg(directory.join("data"));
-        let (process, said) = Process::start(command, directory);
+    /// With more flags, and a client URL of the scheme.
+    pub fn start_with(scheme: &'static str, arguments: &[&str]) -> CkeEtcd {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let arguments: Vec<_> = arguments.iter().map(|&it| it.to_owned()).collect();
+        let (process, said) = CkeEtcd::spawn(directory.path(), scheme, &arguments, 0);
         let ready = said.last().expect("it said that it is ready");
         let port = ready
             .rsplit(':')
             .next()
             .and_then(|port| port.trim_matches(['/', ' ']).parse().ok())
             .unwrap_or_else(|| panic!("no port in {ready:?}"));
-        (process, port)
+        CkeEtcd {
+            process,
+            directory,
+            scheme,
+            arguments,
+            port,
+            said,
+        }
+    }
+
+    fn spawn(
+        directory: &Path,
+        scheme: &str,
+        arguments: &[String],
+        port: u16,
+    ) -> (Process, Vec<String>) {
+        let url = format!("{scheme}://127.0.0.1:{port}");
+        let mut command = cke();
+        command
+            .arg("etcd")
+            .args(["--listen-client-urls", &url])
+            .arg("--data-dir")
+            .arg(directory.join("data"))
+            .args(arguments);
+        Process::start(command, directory)
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     /// kill -9, and a new start on the same data.
     pub fn crash(&mut self) {
         self.process.kill();
-        self.process = CkeEtcd::spawn(self.directory.path(), self.port).0;
+        let (directory, port) = (self.directory.path(), self.port);
+        self.process = CkeEtcd::spawn(directory, self.scheme, &self.arguments, port).0;
     }
 
     #[track_caller]

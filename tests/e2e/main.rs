@@ -4,6 +4,7 @@
 //! Every test starts a `cke` of its own on free ports, and [`harness::Cke::finish`] asks it for
 //! broken invariants at the end. Time runs a few hundred times faster than real time, or by hand.
 
+mod certificates;
 mod clever;
 mod command;
 mod etcdctl;
@@ -14,6 +15,7 @@ mod kubectl;
 mod access;
 mod crash;
 mod determinism;
+mod etcd_operations;
 mod kube_client;
 mod kubernetes;
 mod lifecycle;

@@ -176,7 +176,7 @@ fn leases() {
     // A lease that nobody renews takes its keys along.
     let granted = etcdctl.ok(&["lease", "grant", "1"]);
     let id = granted.split_whitespace().nth(1).expect("an id");
-    let watch = etcdctl.start(&["watch", "brief"]);
+    let watch = etcdctl.start(&["watch", "brief", "--rev", "2"]);
     etcdctl.ok(&["put", "brief", "1", "--lease", id]);
     assert_eq!(watch.lines(3), ["PUT", "brief", "1"]);
     assert_eq!(watch.lines(2), ["DELETE", "brief"]);

@@ -1,4 +1,4 @@
-//! The one thread that commits.
+//! The one thread that commits, and who may do its work.
 //!
 //! It takes what is queued, decides in order which transactions hold (see [`super::resolver`]), applies their
 //! mutations to the state that the earlier ones left, writes all of it as one batch with one fsync, publishes the
@@ -8,6 +8,10 @@
 //! Sketch of a batch of 64 transactions with three keys each (60 + 300 bytes): 70 KB in the journal, one `write`
 //! per 8 KB, one fsync. CPU: about 10 us per transaction, most of it fjall's journal and memtable. Anything from
 //! 0.1 ms (NVMe) to 5 ms (network disk) of fsync is shared by 64.
+//!
+//! A commit that nobody else's is under way with may be done by the caller, on the caller's thread (see
+//! [`Embedded::commit`](super::Embedded::commit)): waking this thread and being woken by it takes as long as the
+//! fsync of a fast disk. The committer is behind a lock for that; its thread waits for it, a caller never does.
 //!
 //! # When the disk fails
 //!
@@ -31,6 +35,7 @@ use crate::{
     range::Keys,
 };
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::{io, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -46,21 +51,20 @@ const RECOVERY_VERSIONS: i64 = VERSIONS_PER_SECOND;
 pub(crate) struct CommitRequest {
     pub(super) parts: CommitRequestParts,
     pub(super) reply: oneshot::Sender<Result<(i64, u16), Error>>,
-    /// The request's share of the bytes that may be queued; given back when it is answered.
-    pub(super) permit: OwnedSemaphorePermit,
+    /// The request's share of the bytes that may be queued; given back when it is answered. None if it never was.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer that waits for the batch to be durable.
 struct Answer {
     reply: oneshot::Sender<Result<(i64, u16), Error>>,
     result: Result<(i64, u16), Error>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) struct Committer {
     shared: Arc<Shared>,
     storage: Arc<Storage>,
-    requests: mpsc::Receiver<CommitRequest>,
     write_hook: Option<WriteHook>,
     resolver: Resolver,
     /// The newest version, and when it was given out.
@@ -68,6 +72,10 @@ pub(super) struct Committer {
     advanced_at: Duration,
     /// The newest version's view: what atomic operations and range clears start from.
     view: Arc<View>,
+    /// The disk has failed.
+    failed: bool,
+    /// How long the last batch took to be written.
+    last_write: Duration,
 }
 
 /// A batch while it is put together.
@@ -86,7 +94,6 @@ impl Committer {
         shared: Arc<Shared>,
         storage: Arc<Storage>,
         last_version: i64,
-        requests: mpsc::Receiver<CommitRequest>,
         write_hook: Option<WriteHook>,
     ) -> io::Result<Self> {
         let version = last_version.saturating_add(RECOVERY_VERSIONS);
@@ -104,32 +111,30 @@ impl Committer {
             advanced_at: shared.time.now(),
             shared,
             storage,
-            requests,
             write_hook,
             version,
             view,
+            failed: false,
+            last_write: Duration::ZERO,
         })
     }
 
-    /// Commits until the queue is closed and empty, or the disk fails.
-    pub(super) fn run(mut self) {
+    /// How long the disk took for the last batch.
+    pub(super) fn last_write(&self) -> Duration {
+        self.last_write
+    }
+
+    /// Commits batches until `requests` are used up. If the disk fails, or has failed, refuses the rest.
+    pub(super) fn commit_all(&mut self, requests: &mut impl Iterator<Item = CommitRequest>) {
         let _end = End(self.shared.clone());
-        let mut requests = Vec::with_capacity(BATCH_TRANSACTIONS);
-        while self
-            .requests
-            .blocking_recv_many(&mut requests, BATCH_TRANSACTIONS)
-            > 0
-        {
-            if let Some(faults) = &self.shared.faults {
-                faults.reorder(&mut requests);
+        let mut requests = requests.peekable();
+        while !self.failed && requests.peek().is_some() {
+            if let Err(error) = self.commit(&mut requests) {
+                self.fail(&error);
             }
-            let mut rest = requests.drain(..);
-            while !rest.as_slice().is_empty() {
-                if let Err(error) = self.commit(&mut rest) {
-                    self.fail(&error, rest);
-                    return;
-                }
-            }
+        }
+        for request in requests {
+            let _ = request.reply.send(Err(Error::IO_ERROR));
         }
     }
 
@@ -304,16 +309,20 @@ impl Committer {
         Ok(())
     }
 
-    fn write(&self, batch: &Batch) -> Result<(), String> {
-        let hook = |stage| match &self.write_hook {
+    fn write(&mut self, batch: &Batch) -> Result<(), String> {
+        let write_hook = self.write_hook.clone();
+        let hook = |stage| match &write_hook {
             Some(hook) => hook(stage).map_err(|error| error.to_string()),
             None => Ok(()),
         };
+        let begun = self.shared.time.now();
         hook(WriteStage::Before)?;
         self.storage
             .write(batch.version, &batch.changes)
             .map_err(|error| error.to_string())?;
-        hook(WriteStage::After)
+        hook(WriteStage::After)?;
+        self.last_write = self.shared.time.now().saturating_sub(begun);
+        Ok(())
     }
 
     fn publish(&mut self, batch: &Batch, now: Duration) {
@@ -327,20 +336,28 @@ impl Committer {
         *self.shared.published.write() = Ok(self.view.clone());
     }
 
-    /// Refuses everything that is queued or still comes, until nobody is left to ask.
-    fn fail(mut self, error: &str, refused: impl Iterator<Item = CommitRequest>) {
+    fn fail(&mut self, error: &str) {
         tracing::error!(
             error,
             "the store's disk failed: nothing is served until it is opened again"
         );
+        self.failed = true;
         self.shared.watches.fail_all(Error::IO_ERROR);
-        for request in refused {
-            let _ = request.reply.send(Err(Error::IO_ERROR));
+    }
+}
+
+/// Commits what is queued, as long as somebody can queue more.
+pub(super) fn run(committer: &Mutex<Option<Committer>>, mut queue: mpsc::Receiver<CommitRequest>) {
+    let mut requests = Vec::with_capacity(BATCH_TRANSACTIONS);
+    while queue.blocking_recv_many(&mut requests, BATCH_TRANSACTIONS) > 0 {
+        let mut committer = committer.lock();
+        let Some(committer) = committer.as_mut() else {
+            return;
+        };
+        if let Some(faults) = &committer.shared.faults {
+            faults.reorder(&mut requests);
         }
-        self.requests.close();
-        while let Some(request) = self.requests.blocking_recv() {
-            let _ = request.reply.send(Err(Error::IO_ERROR));
-        }
+        committer.commit_all(&mut requests.drain(..));
     }
 }
 

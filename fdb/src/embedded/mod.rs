@@ -29,6 +29,9 @@ const QUEUED_COMMITS: usize = 4_096;
 /// Bytes of commits that wait or are being written; a caller of `commit` waits when there are as many.
 const QUEUED_COMMIT_BYTES: usize = 64 << 20;
 
+/// A disk that took longer for the last batch is not waited for on a caller's thread.
+const LONGEST_BLOCK: Duration = Duration::from_millis(1);
+
 /// How the embedded engine is opened.
 #[derive(Clone)]
 pub struct EmbeddedOptions {
@@ -43,7 +46,7 @@ pub struct EmbeddedOptions {
     pub time: Arc<dyn TimeSource>,
     /// Seeds the jitter of retries.
     pub seed: u64,
-    /// For tests: called around each write of a batch; an error is taken as the disk's.
+    /// Called around each write of a batch, to measure it; an error is taken as the disk's (for tests).
     pub write_hook: Option<WriteHook>,
 }
 
@@ -131,6 +134,8 @@ pub(crate) struct Shared {
 /// One open store.
 pub(crate) struct Embedded {
     pub(crate) shared: Arc<Shared>,
+    /// None once the store is closed.
+    committer: Arc<Mutex<Option<Committer>>>,
     queue: Mutex<Option<mpsc::Sender<CommitRequest>>>,
     queued_bytes: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -155,16 +160,20 @@ impl Embedded {
             shared.clone(),
             Arc::new(storage),
             version,
-            requests,
             options.write_hook,
         )
         .map_err(io_error)?;
+        let committer = Arc::new(Mutex::new(Some(committer)));
         let thread = std::thread::Builder::new()
             .name("fdb-committer".to_owned())
-            .spawn(move || committer.run())
+            .spawn({
+                let committer = committer.clone();
+                move || committer::run(&committer, requests)
+            })
             .map_err(io_error)?;
         Ok(Embedded {
             shared,
+            committer,
             queue: Mutex::new(Some(queue)),
             queued_bytes: Arc::new(Semaphore::new(QUEUED_COMMIT_BYTES)),
             thread: Mutex::new(Some(thread)),
@@ -183,7 +192,22 @@ impl Embedded {
     }
 
     /// Hands a commit over and waits for its result.
-    pub(crate) async fn commit(&self, commit: CommitRequestParts) -> Result<(i64, u16), Error> {
+    ///
+    /// With `may_block`, and if no other commit is waiting or under way and the disk is fast, does it here, on the
+    /// caller's thread.
+    pub(crate) async fn commit(
+        &self,
+        commit: CommitRequestParts,
+        may_block: bool,
+    ) -> Result<(i64, u16), Error> {
+        let commit = if may_block {
+            match self.commit_here(commit) {
+                Ok(result) => return result,
+                Err(commit) => commit,
+            }
+        } else {
+            commit
+        };
         // Why nothing is committed any more; `closed` unless the disk failed.
         let gone = |closed| {
             let published = self.shared.published.read();
@@ -201,7 +225,7 @@ impl Embedded {
         let request = CommitRequest {
             parts: commit,
             reply,
-            permit,
+            permit: Some(permit),
         };
         if queue.send(request).await.is_err() {
             return Err(gone(Error::IO_ERROR));
@@ -209,6 +233,37 @@ impl Embedded {
         drop(queue);
         // The committer answers every request that it has taken, unless it dies.
         result.await.unwrap_or(Err(Error::COMMIT_UNKNOWN_RESULT))
+    }
+
+    /// The commit's result, or the commit back if it should be queued.
+    fn commit_here(
+        &self,
+        parts: CommitRequestParts,
+    ) -> Result<Result<(i64, u16), Error>, CommitRequestParts> {
+        let idle = {
+            let queue = self.queue.lock();
+            queue
+                .as_ref()
+                .is_some_and(|queue| queue.capacity() == queue.max_capacity())
+        };
+        let mut held = idle.then(|| self.committer.try_lock()).flatten();
+        let Some(committer) = held.as_mut().and_then(|held| held.as_mut()) else {
+            return Err(parts);
+        };
+        if committer.last_write() > LONGEST_BLOCK {
+            return Err(parts);
+        }
+        let (reply, mut result) = tokio::sync::oneshot::channel();
+        let request = CommitRequest {
+            parts,
+            reply,
+            permit: None,
+        };
+        committer.commit_all(&mut std::iter::once(request));
+        drop(held);
+        Ok(result
+            .try_recv()
+            .unwrap_or(Err(Error::COMMIT_UNKNOWN_RESULT)))
     }
 
     /// Arms a committed transaction's watches.
@@ -239,6 +294,8 @@ impl Embedded {
         {
             tracing::error!("the committer panicked");
         }
+        // Its files, and their lock.
+        self.committer.lock().take();
         let mut published = self.shared.published.write();
         if published.is_ok() {
             *published = Err(Error::SHUTDOWN_IN_PROGRESS);

@@ -30,6 +30,8 @@ pub(super) struct State {
     /// Bytes of read conflicts.
     pub(super) read_bytes: usize,
     pub(super) next_write_conflicts: bool,
+    /// See [`TransactionOption::CommitMayBlock`](super::TransactionOption::CommitMayBlock).
+    pub(super) commit_may_block: bool,
     /// The first illegal write, or why the commit failed: answers everything that follows.
     pub(super) error: Option<Error>,
     pub(super) watches: Vec<Unarmed>,
@@ -62,6 +64,7 @@ impl State {
             written_bytes: 0,
             read_bytes: 0,
             next_write_conflicts: true,
+            commit_may_block: false,
             error: None,
             watches: Vec::new(),
             versionstamps: Vec::new(),

@@ -85,6 +85,7 @@ impl Kv for Backend {
         let one_key = request.range_end.is_empty();
         let evaluate = |state: &State, fetched: &Fetched| range::evaluate(state, &request, fetched);
         let (answer, fetched) = read(&keyspace, evaluate, !one_key).await?;
+        keyspace.metrics.server.count_range();
         let mut response = Messages { fetched: &fetched }.range(&answer);
         response.header = Some(self.headers().at(answer.revision));
         Ok(Response::new(response))
@@ -128,7 +129,9 @@ impl Kv for Backend {
         let (answer, fetched) = if txn::is_read_only(&request) {
             let evaluate =
                 |state: &State, fetched: &Fetched| evaluate_read_only(state, &request, fetched);
-            read(&keyspace, evaluate, true).await?
+            let read = read(&keyspace, evaluate, true).await?;
+            keyspace.metrics.server.count_read(&read.0);
+            read
         } else {
             self.check_size(&request)?;
             let Answer::Txn(answer) = keyspace.submit(Command::Txn(request)).await? else {

@@ -26,7 +26,10 @@ impl Backend {
         let header = self.headers().at(keyspace.revision());
         let renewal = keyspace.leases.lock().keep_alive(id, keyspace.clock.now());
         let ttl = match renewal {
-            Renewal::Renewed(ttl) => ttl,
+            Renewal::Renewed(ttl) => {
+                keyspace.metrics.server.leases_renewed.inc();
+                ttl
+            }
             Renewal::Missing => 0,
             Renewal::Expired => {
                 // Its keys must be gone when the client hears of it.

@@ -5,6 +5,7 @@ mod cluster;
 mod kv;
 mod lease;
 mod maintenance;
+mod reflection;
 mod watch;
 
 use std::convert::Infallible;
@@ -15,6 +16,7 @@ use etcd_proto::etcdserverpb::cluster_server::ClusterServer;
 use etcd_proto::etcdserverpb::kv_server::KvServer;
 use etcd_proto::etcdserverpb::lease_server::LeaseServer;
 use etcd_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use etcd_proto::health::health_server::HealthServer;
 use http_body::Body as HttpBody;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -75,6 +77,7 @@ pub struct Api {
     lease: LeaseServer<Backend>,
     cluster: ClusterServer<Backend>,
     maintenance: MaintenanceServer<Backend>,
+    health: HealthServer<Backend>,
 }
 
 impl Api {
@@ -85,6 +88,7 @@ impl Api {
             lease: LeaseServer::new(backend.clone()).max_decoding_message_size(max),
             cluster: ClusterServer::new(backend.clone()).max_decoding_message_size(max),
             maintenance: MaintenanceServer::new(backend.clone()).max_decoding_message_size(max),
+            health: HealthServer::new(backend.clone()),
             backend,
         }
     }
@@ -107,6 +111,8 @@ impl Api {
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "grpc.health.v1.Health" => self.health.clone().call(request).await,
+            reflection::V1 | reflection::V1_ALPHA => Ok(reflection::call(request).await),
             _ => Ok(Status::unimplemented(format!("unknown service {service}")).into_http()),
         };
         let Ok(mut response) = answered;

@@ -3,11 +3,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use etcd_proto::etcdserverpb::WatchRequest;
+use futures::Stream;
 use http_body::Body as HttpBody;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
@@ -18,9 +19,36 @@ use crate::etcd::watch::stream::{ANSWERS_LEN, StreamConfig, WatchStream};
 
 struct Watch(Backend);
 
+/// A stream's answers, and the work that makes them: it is done by whoever asks for the answers, which
+/// is the task that sends them, so that no event waits for another task to wake up.
+pub struct Answers {
+    outgoing: mpsc::Receiver<Result<Frame, Status>>,
+    /// `None` once it has ended.
+    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Stream for Answers {
+    type Item = Result<Frame, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Poll::Ready(Some(answer)) = self.outgoing.poll_recv(context) {
+            return Poll::Ready(Some(answer));
+        }
+        if let Some(work) = &mut self.work
+            && work.as_mut().poll(context).is_ready()
+        {
+            self.work = None;
+        }
+        match self.outgoing.poll_recv(context) {
+            Poll::Pending if self.work.is_none() => Poll::Ready(None),
+            answer => answer,
+        }
+    }
+}
+
 impl StreamingService<WatchRequest> for Watch {
     type Response = Frame;
-    type ResponseStream = ReceiverStream<Result<Frame, Status>>;
+    type ResponseStream = Answers;
     type Future =
         Pin<Box<dyn Future<Output = Result<Response<Self::ResponseStream>, Status>> + Send>>;
 
@@ -34,8 +62,11 @@ impl StreamingService<WatchRequest> for Watch {
             };
             let (answers, outgoing) = mpsc::channel(ANSWERS_LEN);
             let stream = WatchStream::new(keyspace, backend.headers(), config, answers);
-            tokio::spawn(stream.run(request.into_inner(), backend.draining));
-            Ok(Response::new(ReceiverStream::new(outgoing)))
+            let work = Box::pin(stream.run(request.into_inner(), backend.draining));
+            Ok(Response::new(Answers {
+                outgoing,
+                work: Some(work),
+            }))
         })
     }
 }

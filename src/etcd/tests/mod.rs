@@ -1,10 +1,13 @@
 //! The server as its clients see it, over genuine gRPC within the process.
 
 mod api;
+mod keyspaces;
 mod leases;
+mod metrics;
 mod model;
 mod past_bugs;
 mod store_faults;
+mod tls;
 mod watches;
 
 use bytes::Bytes;

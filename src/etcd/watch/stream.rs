@@ -19,6 +19,7 @@ use crate::etcd::error::Error;
 use crate::etcd::event::{Event, RevisionEvents};
 use crate::etcd::key_range::KeyRange;
 use crate::etcd::keyspace::Keyspace;
+use crate::etcd::metrics::StreamGauge;
 use crate::etcd::record::{Revision, SharedRecord};
 use crate::etcd::service::Headers;
 use crate::etcd::store::StoreError;
@@ -69,6 +70,7 @@ pub struct WatchStream {
     lagging: BTreeMap<WatcherKey, i64>,
     /// A progress notification is due once all watchers are synced.
     progress_requested: bool,
+    gauge: StreamGauge,
 }
 
 /// The stream is over.
@@ -88,6 +90,7 @@ impl Drop for WatchStream {
         for (key, watcher) in &self.watchers {
             self.keyspace.hub.unsubscribe(&watcher.range, *key);
         }
+        self.gauge.end(&self.keyspace.metrics);
     }
 }
 
@@ -109,6 +112,7 @@ impl WatchStream {
             next_id: 0,
             lagging: BTreeMap::new(),
             progress_requested: false,
+            gauge: StreamGauge::default(),
         }
     }
 
@@ -143,7 +147,9 @@ impl WatchStream {
             if let Err(over) = self.advance().await {
                 return over;
             }
-            let busy = !self.lagging.is_empty();
+            let (watchers, lagging) = (self.watchers.len(), self.lagging.len());
+            self.gauge.set(&self.keyspace.metrics, watchers, lagging);
+            let busy = lagging > 0;
             let queue = Arc::clone(&self.queue);
             let outcome = tokio::select! {
                 biased;
@@ -352,6 +358,8 @@ impl WatchStream {
                 continue;
             }
             bytes = 0;
+            let sent = &self.keyspace.metrics.server.watch_events;
+            sent.inc_by(events.len() as u64);
             let frame = EventsFrame {
                 header: self.header(delivery.events.revision),
                 watch_id: id,

@@ -1,0 +1,3 @@
+//! Who a request comes from.
+
+pub mod peer;
