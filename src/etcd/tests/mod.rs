@@ -5,6 +5,7 @@ mod keyspaces;
 mod leases;
 mod metrics;
 mod model;
+mod past_bugs;
 mod store_faults;
 mod tls;
 mod watches;

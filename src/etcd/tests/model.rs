@@ -1,4 +1,9 @@
 //! The server against a model of etcd that keeps every revision whole.
+//!
+//! One client, so every answer is determined: each is compared in full, its texts and revision included.
+
+mod leases;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +32,7 @@ type Keys = BTreeMap<Bytes, KeyValue>;
 struct Model {
     revisions: Vec<Keys>,
     compacted: i64,
+    leases: leases::Leases,
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {
@@ -53,6 +59,7 @@ impl Model {
         Model {
             revisions: vec![Keys::new(); 2],
             compacted: -1,
+            leases: leases::Leases::default(),
         }
     }
 
@@ -170,7 +177,11 @@ impl Model {
                 } else {
                     request.value.clone()
                 },
-                lease: 0,
+                lease: if request.ignore_lease {
+                    kept.lease
+                } else {
+                    request.lease
+                },
             },
         );
         PutResponse {
@@ -192,7 +203,11 @@ impl Model {
     }
 
     fn check_put(&self, request: &PutRequest) -> Result<(), Status> {
-        if request.ignore_value && !self.now().contains_key(&request.key) {
+        if request.lease != 0 && !self.leases.contains(request.lease) {
+            return Err(leases::not_found());
+        }
+        let kept = request.ignore_value || request.ignore_lease;
+        if kept && !self.now().contains_key(&request.key) {
             return Err(refusal(Code::InvalidArgument, "key not found"));
         }
         Ok(())
@@ -358,6 +373,8 @@ impl Source {
 
     fn put(&mut self) -> PutRequest {
         let ignore_value = self.0.random_ratio(1, 10);
+        let ignore_lease = self.0.random_ratio(1, 10);
+        let leased = !ignore_lease && self.0.random_ratio(1, 4);
         PutRequest {
             key: self.key(),
             value: if ignore_value {
@@ -366,8 +383,9 @@ impl Source {
                 self.value()
             },
             prev_kv: self.0.random(),
+            lease: if leased { self.lease_id() } else { 0 },
             ignore_value,
-            ..PutRequest::default()
+            ignore_lease,
         }
     }
 
@@ -387,6 +405,7 @@ impl Source {
             1 => (CompareTarget::Create, TargetUnion::CreateRevision(number)),
             2 => (CompareTarget::Mod, TargetUnion::ModRevision(number)),
             3 => (CompareTarget::Value, TargetUnion::Value(self.value())),
+            _ if self.0.random() => (CompareTarget::Lease, TargetUnion::Lease(self.lease_id())),
             _ => (CompareTarget::Lease, TargetUnion::Lease(0)),
         };
         Compare {
@@ -463,7 +482,8 @@ fn bare<T>(mut response: T, header: impl FnOnce(&mut T) -> &mut Option<ResponseH
 }
 
 async fn step(fixture: &Fixture, model: &mut Model, source: &mut Source) {
-    match source.0.random_range(0..20) {
+    match source.0.random_range(0..24) {
+        20..24 => leases::step(fixture, model, source).await,
         0..6 => {
             let request = source.put();
             let expected = model.check_put(&request).map(|()| {
@@ -544,12 +564,19 @@ async fn run(seed: u64, steps: usize, config: EtcdConfig, faults: Option<Faults>
     let mut model = Model::new();
     let mut source = Source(ChaCha8Rng::seed_from_u64(seed));
     for _ in 0..3 {
+        let mut followers = watch::follow(&fixture, &model, &mut source).await;
         for _ in 0..steps {
             step(&fixture, &mut model, &mut source).await;
         }
+        for follower in &mut followers {
+            follower.check(&model).await;
+        }
         check_all(&fixture, &model).await;
+        drop(followers);
         fixture = fixture.restart().await;
         check_all(&fixture, &model).await;
+        watch::replay(&fixture, &model, &mut source).await;
+        leases::after_restart(&fixture, &mut model).await;
     }
 }
 
