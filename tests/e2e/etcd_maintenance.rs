@@ -95,7 +95,7 @@ fn hashes_are_etcds() {
             hash_kv(theirs, revision),
             hash_kv(mine, revision),
             "{revision}"
-        )
+        );
     };
     for revision in [0, 2, 20, 45] {
         check(revision);
