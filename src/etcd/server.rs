@@ -446,15 +446,18 @@ impl Server {
     }
 
     #[cfg(test)]
-    pub(super) fn inner(&self) -> &Inner {
+    pub(super) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
+}
 
-    pub(super) fn channel(&self, keyspace: &str) -> Channel {
-        let slot = self.inner.slot(keyspace);
+impl Inner {
+    /// A connection to the keyspace within this process, which all share. Call it inside a tokio runtime.
+    pub fn channel(self: &Arc<Inner>, keyspace: &str) -> Channel {
+        let slot = self.slot(keyspace);
         let connect = || {
             // Weak: the connection must not keep the server alive.
-            let server = Arc::downgrade(&self.inner);
+            let server = Arc::downgrade(self);
             let name = Arc::clone(&slot.name);
             let connector = tower::service_fn(move |_: ::http::Uri| {
                 let connected = server.upgrade().map(|server| {
@@ -472,9 +475,7 @@ impl Server {
         };
         slot.channel.lock().get_or_insert_with(connect).clone()
     }
-}
 
-impl Inner {
     /// The services of a keyspace.
     fn api(self: &Arc<Inner>, keyspace: &str, draining: &CancellationToken) -> Api {
         Api::new(Backend {
@@ -565,7 +566,7 @@ impl Keyspaces for Server {
     /// A client of the keyspace, by genuine gRPC over a connection within the process. It connects
     /// on first use and again when the connection is lost. Call it inside a tokio runtime.
     fn client(&self, keyspace: &str) -> Client {
-        Client::new(self.channel(keyspace))
+        Client::new(self.inner.channel(keyspace))
     }
 
     fn remove<'a>(&'a self, keyspace: &'a str) -> BoxFuture<'a, Result<(), ClientError>> {

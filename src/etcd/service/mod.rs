@@ -2,9 +2,12 @@
 
 mod answer;
 mod cluster;
+mod election;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
+mod queue;
 mod quota;
 mod reflection;
 mod watch;
@@ -18,12 +21,15 @@ use etcd_proto::etcdserverpb::kv_server::KvServer;
 use etcd_proto::etcdserverpb::lease_server::LeaseServer;
 use etcd_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use etcd_proto::health::health_server::HealthServer;
+use etcd_proto::v3electionpb::election_server::ElectionServer;
+use etcd_proto::v3lockpb::lock_server::LockServer;
 use http_body::Body as HttpBody;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service as _;
 
+use super::client::Client;
 use super::error::Error;
 use super::keyspace::Keyspace;
 use super::server::{Inner, Slot};
@@ -63,6 +69,11 @@ impl Backend {
         self.server.keyspace(&self.slot).await
     }
 
+    /// A client of the same keyspace, for services that are made of requests to it.
+    fn client(&self) -> Client {
+        Client::new(self.server.channel(&self.slot.name))
+    }
+
     fn headers(&self) -> Headers {
         Headers(self.server.identity)
     }
@@ -80,6 +91,8 @@ pub struct Api {
     lease: LeaseServer<Backend>,
     cluster: ClusterServer<Backend>,
     maintenance: MaintenanceServer<Backend>,
+    lock: LockServer<Backend>,
+    election: ElectionServer<Backend>,
     health: HealthServer<Backend>,
 }
 
@@ -91,6 +104,8 @@ impl Api {
             lease: LeaseServer::new(backend.clone()).max_decoding_message_size(max),
             cluster: ClusterServer::new(backend.clone()).max_decoding_message_size(max),
             maintenance: MaintenanceServer::new(backend.clone()).max_decoding_message_size(max),
+            lock: LockServer::new(backend.clone()).max_decoding_message_size(max),
+            election: ElectionServer::new(backend.clone()).max_decoding_message_size(max),
             health: HealthServer::new(backend.clone()),
             backend,
         }
@@ -114,6 +129,8 @@ impl Api {
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "v3lockpb.Lock" => self.lock.clone().call(request).await,
+            "v3electionpb.Election" => self.election.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,
             reflection::V1 | reflection::V1_ALPHA => Ok(reflection::call(request).await),
             _ => Ok(Status::unimplemented(format!("unknown service {service}")).into_http()),

@@ -7,8 +7,8 @@ use etcd_proto::etcdserverpb::auth_client::AuthClient;
 use etcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use etcd_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use etcd_proto::etcdserverpb::{
-    AuthenticateRequest, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
-    MemberListRequest, PutRequest, RangeRequest, StatusRequest, TxnRequest,
+    AuthenticateRequest, CompactionRequest, DeleteRangeRequest, MemberListRequest, PutRequest,
+    RangeRequest, StatusRequest, TxnRequest,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -224,10 +224,6 @@ async fn identity_and_revision_survive_a_restart() {
 #[tokio::test]
 async fn what_is_not_there_says_so() {
     let fixture = Fixture::new().await;
-    let defragment = MaintenanceClient::new(fixture.channel())
-        .defragment(DefragmentRequest {})
-        .await;
-    assert_eq!(refused(defragment).0, Code::Unimplemented);
     let authenticate = AuthClient::new(fixture.channel())
         .authenticate(AuthenticateRequest::default())
         .await;

@@ -100,7 +100,7 @@ impl Fixture {
     }
 
     pub fn channel(&self) -> Channel {
-        self.server.channel("default")
+        self.server.inner().channel("default")
     }
 
     pub fn kv(&self) -> KvClient<Channel> {

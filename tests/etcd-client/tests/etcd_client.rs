@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, LockOptions, PutOptions,
-    SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, LockOptions, ProclaimOptions,
+    PutOptions, ResignOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
 
 /// A `cke etcd`. Killed when dropped.
@@ -230,16 +230,103 @@ async fn leases() {
     .await;
 }
 
-/// Locks are for later; until then the answer is an honest UNIMPLEMENTED.
-#[tokio::test]
-async fn what_is_not_served_says_so() {
-    with_client(async |mut client| {
-        match client.lock("name", Some(LockOptions::new())).await {
-            Err(etcd_client::Error::GRpcStatus(status)) => {
-                assert_eq!(i32::from(status.code()), 12, "{status:?}");
-            }
-            other => panic!("{other:?}"),
+/// Fifty clients, each in turn: while one holds the lock nobody else does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_is_held_by_one_of_fifty() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    with_client(async |client| {
+        let held = Arc::new(AtomicBool::new(false));
+        let turns = Arc::new(AtomicUsize::new(0));
+        let mut contenders = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let (mut client, held, turns) = (client.clone(), held.clone(), turns.clone());
+            contenders.spawn(async move {
+                let lease = client.lease_grant(60, None).await.expect("a lease").id();
+                let options = LockOptions::new().with_lease(lease);
+                let lock = client.lock("name", Some(options)).await.expect("the lock");
+                assert!(!held.swap(true, Ordering::SeqCst), "two hold the lock");
+                tokio::task::yield_now().await;
+                held.store(false, Ordering::SeqCst);
+                turns.fetch_add(1, Ordering::SeqCst);
+                client.unlock(lock.key()).await.expect("unlocked");
+            });
         }
+        contenders.join_all().await;
+        assert_eq!(turns.load(Ordering::SeqCst), 50);
+        Ok(())
+    })
+    .await;
+}
+
+/// Who gives up waiting does not stand in others' way, and a lock goes with its lease.
+#[tokio::test]
+async fn a_lock_that_nobody_waits_for_any_more_is_free() {
+    with_client(async |mut client| {
+        let lease = client.lease_grant(60, None).await.expect("a lease").id();
+        let options = LockOptions::new().with_lease(lease);
+        client.lock("name", Some(options)).await.expect("the lock");
+        let mut impatient = client.clone();
+        let waiting = tokio::spawn(async move { impatient.lock("name", None).await });
+        let all = GetOptions::new().with_prefix().with_count_only();
+        while client
+            .get("name/", Some(all.clone()))
+            .await
+            .expect("count")
+            .count()
+            < 2
+        {
+            tokio::task::yield_now().await;
+        }
+        waiting.abort();
+        while client
+            .get("name/", Some(all.clone()))
+            .await
+            .expect("count")
+            .count()
+            > 1
+        {
+            tokio::task::yield_now().await;
+        }
+        client.lease_revoke(lease).await.expect("revoked");
+        client.lock("name", None).await.expect("the lock");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_are_elected_one_after_the_other() {
+    with_client(async |mut client| {
+        let error = client.leader("post").await.expect_err("nobody leads");
+        assert!(error.to_string().contains("election: no leader"), "{error}");
+        let mut observed = client.observe("post").await.expect("a stream");
+        let mut candidates = tokio::task::JoinSet::new();
+        for number in 0..50 {
+            let mut client = client.clone();
+            candidates.spawn(async move {
+                let lease = client.lease_grant(60, None).await.expect("a lease").id();
+                let value = number.to_string();
+                let elected = client.campaign("post", value.clone(), lease).await;
+                let elected = elected.expect("elected");
+                let leader = elected.leader().expect("a leader key").clone();
+                let now = client.leader("post").await.expect("a leader");
+                let kv = now.kv().expect("a key");
+                assert_eq!(kv.value(), value.as_bytes());
+                let options = ProclaimOptions::new().with_leader(leader.clone());
+                let said = client.proclaim(format!("{value}!"), Some(options)).await;
+                said.expect("proclaimed");
+                let options = ResignOptions::new().with_leader(leader.clone());
+                client.resign(Some(options)).await.expect("resigned");
+                let options = ProclaimOptions::new().with_leader(leader);
+                let error = client.proclaim("late", Some(options)).await;
+                let error = error.expect_err("it leads no more").to_string();
+                assert!(error.contains("election: not leader"), "{error}");
+            });
+        }
+        candidates.join_all().await;
+        let first = observed.message().await.expect("an answer").expect("one");
+        assert!(first.kv().is_some());
         Ok(())
     })
     .await;
