@@ -37,6 +37,29 @@ fn excluded(query: &str) -> impl Iterator<Item = &str> + Clone {
 /// Prometheus' text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Lets pages of any origin read the answer, as etcd does unless told otherwise.
+pub fn allow_origins(response: &mut Response<Body>) {
+    for (name, value) in [
+        (
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            "POST, GET, OPTIONS, PUT, DELETE",
+        ),
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "accept, content-type, authorization",
+        ),
+    ] {
+        let value = header::HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+}
+
+/// Answers a browser that asks what it may send.
+pub fn options() -> Response<Body> {
+    Response::new(Body::new(Full::new(Bytes::new())))
+}
+
 /// Answers a request that is not gRPC.
 pub async fn call<B>(backend: &Backend, request: &Request<B>) -> Response<Body> {
     let path = request.uri().path();

@@ -25,6 +25,7 @@ use super::client::{Client, ClientError, Keyspaces};
 use super::coalesce::Coalescing;
 use super::config::EtcdConfig;
 use super::error::Error;
+use super::gateway;
 use super::http;
 use super::keyspace::{Keyspace, Limits};
 use super::metrics::rpc::Answered;
@@ -603,13 +604,21 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
             let content_type = request.headers().get(::http::header::CONTENT_TYPE);
             let grpc =
                 content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-            Ok(if grpc && !metrics_only {
+            if grpc && !metrics_only {
                 let methods = &api.backend().server.config.metrics.rpc;
                 let (call, request) = methods.start(request);
-                call.answer(api.call(request).await)
+                return Ok(call.answer(api.call(request).await));
+            }
+            let json = gateway::serves(request.uri().path()) && !metrics_only;
+            let mut response = if request.method() == ::http::Method::OPTIONS {
+                http::options()
+            } else if json {
+                gateway::call(api, request).await
             } else {
-                Answered::uncounted(http::call(api.backend(), &request).await)
-            })
+                http::call(api.backend(), &request).await
+            };
+            http::allow_origins(&mut response);
+            Ok(Answered::uncounted(response))
         }
         .boxed()
     }

@@ -1,60 +1,12 @@
 //! Maintenance and membership with the real etcdctl, and side by side with a real etcd 3.5.
 
-use std::process::{Child, Stdio};
-
 use serde_json::Value;
 
 use crate::command;
 use crate::etcdctl::Etcdctl;
 use crate::harness::CkeEtcd;
 use crate::http::Auth;
-
-/// A real etcd. Killed when dropped.
-struct RealEtcd {
-    child: Child,
-    endpoint: String,
-}
-
-impl Drop for RealEtcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
-}
-
-impl RealEtcd {
-    /// On a data directory, new or restored.
-    fn start(directory: &std::path::Path) -> RealEtcd {
-        let endpoint = format!("http://127.0.0.1:{}", free_port());
-        let peer = format!("http://127.0.0.1:{}", free_port());
-        let child = command::client("etcd")
-            .arg("--data-dir")
-            .arg(directory)
-            .args(["--listen-client-urls", &endpoint])
-            .args(["--advertise-client-urls", &endpoint])
-            .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd starts");
-        let etcd = RealEtcd { child, endpoint };
-        let etcdctl = Etcdctl::new(&etcd.endpoint);
-        for _ in 0..20 {
-            // Waits up to five seconds itself.
-            if etcdctl.run(&["endpoint", "health"]).code == Some(0) {
-                return etcd;
-            }
-        }
-        panic!("etcd does not become healthy");
-    }
-}
+use crate::real_etcd::{RealEtcd, free_port};
 
 /// Puts, overwrites, deletes, leases, transactions: revisions 2 and on.
 fn work(etcdctl: &Etcdctl) {

@@ -11,10 +11,12 @@ mod etcdctl;
 mod harness;
 mod http;
 mod kubectl;
+mod real_etcd;
 
 mod access;
 mod crash;
 mod determinism;
+mod etcd_gateway;
 mod etcd_maintenance;
 mod etcd_operations;
 mod kube_client;

@@ -33,9 +33,10 @@ pub struct Place {
     leave: bool,
 }
 
+/// As etcd does, which loses the code of what its own client says.
 pub fn to_status(error: ClientError) -> Status {
     match error {
-        ClientError::Status(status) => *status,
+        ClientError::Status(status) => Status::unknown(status.message()),
         error => Status::unknown(error.to_string()),
     }
 }

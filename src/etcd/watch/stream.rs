@@ -143,6 +143,8 @@ impl WatchStream {
         let clock = self.keyspace.clock.clone();
         let interval = self.config.progress_interval;
         let mut tick = std::pin::pin!(clock.sleep(interval));
+        // Who has said all there is to ask still wants to be told.
+        let mut asking = true;
         loop {
             if let Err(over) = self.advance().await {
                 return over;
@@ -153,9 +155,13 @@ impl WatchStream {
             let queue = Arc::clone(&self.queue);
             let outcome = tokio::select! {
                 biased;
-                request = requests.next() => match request {
+                request = requests.next(), if asking => match request {
                     Some(Ok(request)) => self.handle(request).await,
-                    Some(Err(_)) | None => return Over::ClientGone,
+                    None => {
+                        asking = false;
+                        Ok(())
+                    }
+                    Some(Err(_)) => return Over::ClientGone,
                 },
                 () = queue.notify.notified() => Ok(()),
                 () = std::future::ready(()), if busy => Ok(()),
