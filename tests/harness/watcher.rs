@@ -262,9 +262,9 @@ impl Watcher {
                 }
                 () = tokio::time::sleep(pause) => match self.random.random_range(0..12) {
                     0 => return Left::Broken,
-                    1 => self.replace_one(stream, lines, newest).await,
+                    1..4 => self.replace_one(stream, lines, newest).await,
                     // A slow reader: what comes meanwhile waits on the server's side.
-                    2 => tokio::time::sleep(3 * PACE).await,
+                    4 => tokio::time::sleep(3 * PACE).await,
                     _ => stream.request_progress().await,
                 },
             }

@@ -18,6 +18,8 @@ use super::{Model, Source, refusal, told};
 const IDS: i64 = 6;
 /// The shortest TTL, in seconds.
 const MIN_TTL: i64 = 2;
+/// Many more than the sequencer needs to end leases.
+const TURNS: u32 = 10_000;
 /// The longest TTL, in seconds.
 const MAX_TTL: i64 = 9_000_000_000;
 
@@ -184,9 +186,12 @@ pub(super) async fn step(fixture: &Fixture, model: &mut Model, source: &mut Sour
             let passed = Duration::from_millis(ms.unsigned_abs());
             fixture.clock.advance(passed).await;
             // Without a wall clock: the sequencer needs its turns, no time.
+            let mut turns = 0;
             while ids(fixture).await.len() > model.leases.0.len()
                 || revision(fixture).await < model.revision()
             {
+                turns += 1;
+                assert!(turns < TURNS, "leases that have run out are still there");
                 tokio::task::yield_now().await;
             }
             assert_eq!(revision(fixture).await, model.revision());

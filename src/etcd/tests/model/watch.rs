@@ -1,5 +1,7 @@
 //! The model's watches: the difference of each revision to the one before it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use etcd_proto::etcdserverpb::watch_create_request::FilterType;
 use etcd_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
@@ -15,6 +17,8 @@ use crate::etcd::client::{Client, ClientError, Watch};
 const FOLLOWERS: usize = 3;
 /// Watches that replay a run when it is over.
 const REPLAYS: usize = 6;
+/// An event that has not come in so long does not come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Model {
     /// What a watch sees of the revision, by key.
@@ -105,7 +109,9 @@ impl Follower {
             due.any(|revision| !model.events(revision, &asked).is_empty())
         };
         while is_due(self.next) {
-            let response = match self.watch.next().await {
+            let next = tokio::time::timeout(PATIENCE, self.watch.next());
+            let next = next.await;
+            let response = match next.unwrap_or_else(|_| panic!("not told: {:?}", self.asked)) {
                 Ok(response) => response,
                 Err(ClientError::WatchCompacted(compacted)) => {
                     assert!(
