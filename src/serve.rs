@@ -284,6 +284,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 max_connections,
                 max_concurrent_streams: options.limits.max_concurrent_streams,
                 quota_backend_bytes: options.limits.quota_backend_bytes,
+                bcrypt_cost: options.limits.bcrypt_cost,
                 auto_compaction,
                 keepalive_interval,
                 keepalive_timeout: options.limits.grpc_keepalive_timeout,

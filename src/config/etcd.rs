@@ -226,6 +226,10 @@ pub struct LimitOptions {
     )]
     pub quota_backend_bytes: i64,
 
+    /// Cost of password hashes; each one more doubles the work
+    #[arg(long, env = "ETCD_BCRYPT_COST", value_name = "COST", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=31))]
+    pub bcrypt_cost: u32,
+
     /// What --auto-compaction-retention counts
     #[arg(
         long,

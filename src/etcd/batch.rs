@@ -13,6 +13,7 @@ use etcd_proto::etcdserverpb::{AlarmType, DeleteRangeRequest, PutRequest, TxnReq
 use parking_lot::Mutex;
 
 use super::alarm::{self, Alarms};
+use super::auth::{AuthState, Change, Proof};
 use super::encoding::Subspace;
 use super::error::Error;
 use super::event::RevisionEvents;
@@ -37,6 +38,8 @@ pub enum Command {
     Revoke(i64),
     /// Revokes the lease if it has run out.
     Expire(i64),
+    /// Changes users, roles or permissions.
+    Auth(Change),
     /// Raises or disarms an alarm.
     Alarm {
         kind: AlarmType,
@@ -96,6 +99,7 @@ pub struct Batch {
     pub revision: i64,
     pub compacted: i64,
     pub alarms: Alarms,
+    pub auth: Arc<AuthState>,
     pub events: Vec<Arc<RevisionEvents>>,
     pub writes: Writes,
     /// In order, each with the number of [`Batch::events`] before it.
@@ -111,6 +115,7 @@ impl Batch {
             revision: state.revision,
             compacted: state.compacted,
             alarms: state.alarms,
+            auth: Arc::clone(&state.auth),
             events: Vec::new(),
             writes: Writes::default(),
             lease_changes: Vec::new(),
@@ -130,8 +135,12 @@ impl Batch {
         &mut self,
         context: &Context<'_>,
         command: &Command,
+        proof: Proof,
         fetched: &Fetched,
     ) -> Result<Answer, Fault> {
+        if !proof.holds(&self.auth) {
+            return Err(Error::AuthOldRevision.into());
+        }
         self.check_alarms(command)?;
         match command {
             Command::Put(request) => self.execute(context, fetched, |execution| {
@@ -151,6 +160,7 @@ impl Batch {
                 }
                 self.revoke(context, *id)
             }
+            Command::Auth(change) => Ok(self.change_auth(context, change)?),
             Command::Alarm { kind, active } => {
                 let was_active = self.alarms.is_active(*kind);
                 if was_active != *active {
@@ -180,6 +190,16 @@ impl Batch {
             return Err(Error::Corrupt);
         }
         Ok(())
+    }
+
+    fn change_auth(&mut self, context: &Context<'_>, change: &Change) -> Result<Answer, Error> {
+        let mut auth = AuthState::clone(&self.auth);
+        let touched = auth.apply(change)?;
+        if (auth.enabled, auth.revision) != (self.auth.enabled, self.auth.revision) {
+            self.writes.auth(context.space, &auth, &touched);
+            self.auth = Arc::new(auth);
+        }
+        Ok(self.done())
     }
 
     fn done(&self) -> Answer {

@@ -52,6 +52,8 @@ pub struct EtcdConfig {
     pub keepalive_timeout: Duration,
     /// Bytes of one keyspace's history, above which writes are refused; 0 is etcd's default, negative is no limit.
     pub quota_backend_bytes: i64,
+    /// Cost of password hashes, 4 to 31: each one more doubles the work.
+    pub bcrypt_cost: u32,
     /// Compacts every keyspace by itself.
     pub auto_compaction: Option<AutoCompaction>,
     /// What the server counts; shared with the store, which measures its fsyncs.
@@ -78,6 +80,7 @@ impl Default for EtcdConfig {
             keepalive_interval: Some(Duration::from_secs(7_200)),
             keepalive_timeout: Duration::from_secs(20),
             quota_backend_bytes: 0,
+            bcrypt_cost: 10,
             auto_compaction: None,
             metrics: Arc::default(),
         }

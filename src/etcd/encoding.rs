@@ -10,6 +10,8 @@
 //! | `k` number `b` revision sub chunk | a chunk of a record over [`CHUNK_BYTES`] |
 //! | `k` number `e` lease id | the lease |
 //! | `k` number `a` | raised alarms, a byte |
+//! | `k` number `m` | whether authentication is on, a byte, and its revision |
+//! | `k` number `u` name, `k` number `r` name | a user, a role |
 //! | `d` | version that a downgrade was asked for |
 //!
 //! The log is all there is of a key: the index in memory says which of its entries are live, and
@@ -105,6 +107,30 @@ impl Subspace {
 
     pub fn alarms(self) -> Bytes {
         self.key(b'a', 0).freeze()
+    }
+
+    pub fn auth(self) -> Bytes {
+        self.key(b'm', 0).freeze()
+    }
+
+    pub fn user(self, name: &str) -> Bytes {
+        let mut key = self.key(b'u', name.len());
+        key.put_slice(name.as_bytes());
+        key.freeze()
+    }
+
+    pub fn users(self) -> (Bytes, Bytes) {
+        (self.key(b'u', 0).freeze(), self.key(b'u' + 1, 0).freeze())
+    }
+
+    pub fn role(self, name: &str) -> Bytes {
+        let mut key = self.key(b'r', name.len());
+        key.put_slice(name.as_bytes());
+        key.freeze()
+    }
+
+    pub fn roles(self) -> (Bytes, Bytes) {
+        (self.key(b'r', 0).freeze(), self.key(b'r' + 1, 0).freeze())
     }
 
     pub fn leases(self) -> (Bytes, Bytes) {

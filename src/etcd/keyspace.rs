@@ -8,6 +8,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::auth::Proof;
+use super::auth::token::Tokens;
 use super::auto_compaction::{self, AutoCompaction};
 use super::batch::{Answer, Command};
 use super::cache::{CachedBytes, CachedValues};
@@ -43,6 +45,7 @@ pub struct Keyspace {
     /// Durable, and changed only by the sequencer and, where nobody can see it, by compaction.
     pub state: RwLock<State>,
     pub leases: Mutex<LeaseBook>,
+    pub tokens: Mutex<Tokens>,
     pub hub: Hub,
     pub cached_bytes: CachedBytes,
     pub metrics: KeyspaceMetrics,
@@ -68,6 +71,7 @@ impl Keyspace {
     ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
         let head = store.head().await?;
         let alarms = store.alarms().await?;
+        let auth = Arc::new(store.auth().await?);
         let state = RwLock::new(State::default());
         let cached_bytes = CachedBytes::new(limits.cache_bytes);
         let mut values = CachedValues::default();
@@ -89,6 +93,7 @@ impl Keyspace {
             state.revision = head.revision;
             state.compacted = head.compacted;
             state.alarms = alarms;
+            state.auth = auth;
         }
         let leases = Mutex::new(load_leases(&store, &state, &clock).await?);
         let (queue, waiting) = mpsc::channel(QUEUE_LEN);
@@ -99,6 +104,7 @@ impl Keyspace {
             clock,
             state,
             leases,
+            tokens: Mutex::default(),
             cached_bytes,
             metrics: KeyspaceMetrics::new(metrics),
             closed,
@@ -118,13 +124,20 @@ impl Keyspace {
         Ok((keyspace, task))
     }
 
-    /// Has the sequencer do it. Resolves when the outcome is durable. Refuses what is too much at once.
+    /// As [`Keyspace::submit_as`], for the server itself.
     pub async fn submit(&self, command: Command) -> Result<Answer, Error> {
+        self.submit_as(command, Proof::Trusted).await
+    }
+
+    /// Has the sequencer do it, if `proof` still holds. Resolves when the outcome is durable. Refuses what is too much
+    /// at once.
+    pub async fn submit_as(&self, command: Command, proof: Proof) -> Result<Answer, Error> {
         let room = self.room.try_acquire();
         let _room = room.map_err(|_| Error::TooManyRequests)?;
         let (reply, answer) = oneshot::channel();
         let queued = Queued {
             command,
+            proof,
             reply: Some(reply),
         };
         self.queue.send(queued).await.map_err(|_| Error::Stopped)?;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::auth::Proof;
 use super::batch::{Answer, Batch, Command, Context};
 use super::cache::CachedValues;
 use super::encoding::Head;
@@ -45,6 +46,8 @@ pub type Reply = oneshot::Sender<Result<Answer, Error>>;
 /// A request that waits for its place.
 pub struct Queued {
     pub command: Command,
+    /// What whoever asks was checked against.
+    pub proof: Proof,
     /// `None` for what the sequencer asks of itself.
     pub reply: Option<Reply>,
 }
@@ -110,6 +113,7 @@ impl Sequencer {
                 .expired(self.keyspace.clock.now(), EXPIRIES);
             waiting.extend(expired.into_iter().map(|id| Queued {
                 command: Command::Expire(id),
+                proof: Proof::Trusted,
                 reply: None,
             }));
             let mut rest = std::mem::take(&mut waiting).into();
@@ -191,8 +195,8 @@ impl Sequencer {
                             None => return (batch, answers),
                         }
                     }
-                    let command = &taken[answers.len()].command;
-                    let answer = match batch.evaluate(&context, command, &fetched) {
+                    let Queued { command, proof, .. } = &taken[answers.len()];
+                    let answer = match batch.evaluate(&context, command, *proof, &fetched) {
                         Ok(answer) => Ok(answer),
                         Err(Fault::Refused(error)) => Err(error),
                         Err(Fault::Needs(_)) if fetches == FETCHES => Err(Error::Corrupt),
@@ -238,8 +242,17 @@ impl Sequencer {
     fn apply(&mut self, batch: Batch) {
         self.apply_events(&batch.events);
         self.apply_compaction(batch.compacted);
-        if batch.alarms != self.keyspace.state.read().alarms {
-            self.keyspace.state.write().alarms = batch.alarms;
+        let (alarms, auth) = {
+            let state = self.keyspace.state.read();
+            (
+                batch.alarms != state.alarms,
+                !Arc::ptr_eq(&batch.auth, &state.auth),
+            )
+        };
+        if alarms || auth {
+            let mut state = self.keyspace.state.write();
+            state.alarms = batch.alarms;
+            state.auth = Arc::clone(&batch.auth);
         }
         if !(batch.events.is_empty() && batch.lease_changes.is_empty()) {
             let now = self.keyspace.clock.now();
@@ -288,7 +301,12 @@ impl Sequencer {
         }
         let mut granted = store.leases().await?;
         let alarms = store.alarms().await?;
-        self.keyspace.state.write().alarms = alarms;
+        let auth = Arc::new(store.auth().await?);
+        {
+            let mut state = self.keyspace.state.write();
+            state.alarms = alarms;
+            state.auth = auth;
+        }
         {
             let now = self.keyspace.clock.now();
             let mut leases = self.keyspace.leases.lock();

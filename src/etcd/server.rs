@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
+use super::auth::Trusted;
 use super::auth::peer::PeerName;
 use super::client::{Client, ClientError, Keyspaces};
 use super::coalesce::Coalescing;
@@ -364,6 +365,7 @@ impl Server {
                 .inner
                 .api(&self.inner.config.default_keyspace, &shutdown),
             peer: None,
+            trusted: false,
             metrics_only,
         };
         let graceful = GracefulShutdown::new();
@@ -497,6 +499,7 @@ impl Inner {
         let connected = Connected {
             api: self.api(&slot.name, &shutdown),
             peer: None,
+            trusted: true,
             metrics_only: false,
         };
         let connection = self.connection(connected, stream);
@@ -585,6 +588,8 @@ struct Connected {
     api: Api,
     /// Who the client has proven to be.
     peer: Option<PeerName>,
+    /// The client is this process itself.
+    trusted: bool,
     /// The listener is for scrapers and probes alone.
     metrics_only: bool,
 }
@@ -598,6 +603,9 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
         let api = self.api.clone();
         if let Some(peer) = &self.peer {
             request.extensions_mut().insert(peer.clone());
+        }
+        if self.trusted {
+            request.extensions_mut().insert(Trusted);
         }
         let metrics_only = self.metrics_only;
         async move {

@@ -1,9 +1,12 @@
 //! A keyspace's part of the ordered key-value store: the only file that talks to `fdb`.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use etcd_proto::authpb::{Role, User};
 use fdb::{Database, RangeOption, RangeResult, Transaction, TransactionOption};
+use prost::Message;
 
 use super::alarm::Alarms;
+use super::auth::{AuthState, Touched};
 use super::encoding::{self, BatchId, CHUNK_BYTES, CHUNKED, Head, Subspace};
 use super::error::Error;
 use super::record::{DecodeError, Record, Revision, SharedRecord};
@@ -165,7 +168,7 @@ pub async fn remove_keyspace(database: &Database, name: &str) -> Result<(), Stor
 pub struct Writes {
     /// New entries of the log, and chunks: they do not count before the head does.
     log: Vec<(Bytes, Bytes)>,
-    /// Leases and alarms: set or cleared, in order, together with the head.
+    /// Leases, alarms, users and roles: set or cleared, in order, together with the head.
     leases: Vec<(Bytes, Option<Bytes>)>,
     size_bytes: usize,
 }
@@ -210,6 +213,27 @@ impl Writes {
         self.leases.push((space.lease(id), Some(value)));
     }
 
+    /// Whether authentication is on, its revision, and what a change has touched.
+    pub fn auth(&mut self, space: Subspace, auth: &AuthState, touched: &[Touched]) {
+        let mut value = BytesMut::with_capacity(9);
+        value.put_u8(u8::from(auth.enabled));
+        value.put_u64(auth.revision);
+        self.leases.push((space.auth(), Some(value.freeze())));
+        for touched in touched {
+            let (key, value) = match touched {
+                Touched::User(name) => {
+                    let user = auth.user(name).map(Message::encode_to_vec);
+                    (space.user(name), user)
+                }
+                Touched::Role(name) => {
+                    let role = auth.role(name).map(Message::encode_to_vec);
+                    (space.role(name), role)
+                }
+            };
+            self.leases.push((key, value.map(Bytes::from)));
+        }
+    }
+
     pub fn alarms(&mut self, space: Subspace, alarms: Alarms) {
         let bits = Bytes::copy_from_slice(&[alarms.bits()]);
         self.leases.push((space.alarms(), Some(bits)));
@@ -238,6 +262,47 @@ pub struct Store {
 impl Store {
     pub fn new(database: Database, space: Subspace) -> Store {
         Store { database, space }
+    }
+
+    pub async fn auth(&self) -> Result<AuthState, StoreError> {
+        let key = &self.space.auth();
+        let found = self
+            .database
+            .transact(|transaction: Transaction| async move { transaction.get(key, false).await })
+            .await?;
+        let Some(found) = found else {
+            return Ok(AuthState::default());
+        };
+        let damaged = StoreError::Damaged("authentication of a keyspace");
+        let Some((enabled, revision)) = found.split_first() else {
+            return Err(damaged);
+        };
+        let Ok(revision) = revision.try_into() else {
+            return Err(damaged);
+        };
+        let users = self.messages::<User>(self.space.users()).await?;
+        let roles = self.messages::<Role>(self.space.roles()).await?;
+        let revision = u64::from_be_bytes(revision);
+        Ok(AuthState::new(*enabled != 0, revision, users, roles))
+    }
+
+    async fn messages<M: Message + Default>(
+        &self,
+        (mut begin, end): (Bytes, Bytes),
+    ) -> Result<Vec<M>, StoreError> {
+        let mut messages = Vec::new();
+        loop {
+            let page = self.read(begin.clone(), end.clone()).await?;
+            for (_, value) in &page.kvs {
+                let message = M::decode(value.clone());
+                let message = message.map_err(|_| StoreError::Damaged("user or role"))?;
+                messages.push(message);
+            }
+            match page.kvs.last() {
+                Some((last, _)) if page.more => begin = Bytes::from([&last[..], b"\0"].concat()),
+                _ => return Ok(messages),
+            }
+        }
     }
 
     pub async fn alarms(&self) -> Result<Alarms, StoreError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::alarm::Alarms;
+use super::auth::AuthState;
 use super::error::Error;
 use super::index::{CompactionStep, Index};
 use super::key_range::{End, KeyRange};
@@ -25,6 +26,7 @@ pub struct State {
     /// Reads before this revision fail.
     pub compacted: i64,
     pub alarms: Alarms,
+    pub auth: Arc<AuthState>,
     /// Bytes of the log, keys of the store included.
     pub log_bytes: u64,
 }
@@ -60,6 +62,7 @@ impl Default for State {
             revision: FIRST_REVISION,
             compacted: NEVER_COMPACTED,
             alarms: Alarms::default(),
+            auth: Arc::default(),
             log_bytes: 0,
         }
     }

@@ -91,6 +91,11 @@ impl Running {
             .unwrap_or_else(|error| panic!("no line: {error}"))
     }
 
+    /// Whether it has printed a line that was not taken yet. Takes it.
+    pub fn has_line(&self) -> bool {
+        self.lines.try_recv().is_ok()
+    }
+
     #[track_caller]
     pub fn lines(&self, count: usize) -> Vec<String> {
         (0..count).map(|_| self.line()).collect()

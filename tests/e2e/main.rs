@@ -16,6 +16,7 @@ mod real_etcd;
 mod access;
 mod crash;
 mod determinism;
+mod etcd_auth;
 mod etcd_gateway;
 mod etcd_maintenance;
 mod etcd_operations;

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::auth::ViaGateway;
 use super::service::Api;
 
 /// Requests of one stream that wait for the service.
@@ -89,6 +90,7 @@ async fn answer(api: Api, request: Request<Incoming>) -> Result<Response<Body>, 
     }
     // Who the client has proven to be.
     *inner.extensions_mut() = head.extensions;
+    inner.extensions_mut().insert(ViaGateway);
 
     let (call, inner) = api.backend().server.config.metrics.rpc.start(inner);
     let response = call.answer(api.call(inner).await);

@@ -68,6 +68,7 @@ impl Cluster for Backend {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
+        Backend::check_root(self, &request).await?;
         check_peer_urls(&request.into_inner().peer_ur_ls)?;
         Err(Error::NotEnoughStartedMembers.into())
     }
@@ -76,6 +77,7 @@ impl Cluster for Backend {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        Backend::check_root(self, &request).await?;
         self.check_member(request.into_inner().id)?;
         Err(Error::NotEnoughStartedMembers.into())
     }
@@ -84,6 +86,7 @@ impl Cluster for Backend {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        Backend::check_root(self, &request).await?;
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         self.check_member(id)?;
         check_peer_urls(&peer_ur_ls)?;
@@ -94,6 +97,7 @@ impl Cluster for Backend {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        Backend::check_root(self, &request).await?;
         self.check_member(request.into_inner().id)?;
         Err(Error::NotALearner.into())
     }

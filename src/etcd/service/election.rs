@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::queue::{self, Place, to_status};
 use super::{Backend, Headers};
+use crate::etcd::auth::Credentials;
 use crate::etcd::client::{self, Client, ClientError};
 
 const NOT_LEADER: &str = "election: not leader";
@@ -53,6 +54,7 @@ impl Election for Backend {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
+        self.check_queue(&request, &request.get_ref().name).await?;
         let CampaignRequest { name, lease, value } = request.into_inner();
         let client = self.client();
         let place = Place::take(client.clone(), &name, lease, value.clone());
@@ -80,11 +82,13 @@ impl Election for Backend {
         &self,
         request: Request<ProclaimRequest>,
     ) -> Result<Response<ProclaimResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or_else(|| Status::unknown(MISSING_LEADER))?;
         let LeaderKey {
             key, rev, lease, ..
         } = leader;
+        self.check_own(&credentials, &key).await?;
         let revision = proclaim(&self.client(), key, rev, lease, value).await?;
         Ok(Response::new(ProclaimResponse {
             header: Some(self.headers().at(revision)),
@@ -95,6 +99,7 @@ impl Election for Backend {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<LeaderResponse>, Status> {
+        self.check_look(&request, &request.get_ref().name).await?;
         let prefix = queue::prefix_of(&request.into_inner().name);
         let found = queue::first(&self.client(), &prefix).await;
         let found = found.map_err(to_status)?;
@@ -111,6 +116,7 @@ impl Election for Backend {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
+        self.check_look(&request, &request.get_ref().name).await?;
         let prefix = queue::prefix_of(&request.into_inner().name);
         let (answers, observed) = mpsc::channel(OBSERVED);
         let (client, headers, draining) = (self.client(), self.headers(), self.draining.clone());
@@ -132,8 +138,10 @@ impl Election for Backend {
         &self,
         request: Request<ResignRequest>,
     ) -> Result<Response<ResignResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let leader = request.into_inner().leader;
         let leader = leader.ok_or_else(|| Status::unknown(MISSING_LEADER))?;
+        self.check_own(&credentials, &leader.key).await?;
         let request = TxnRequest {
             compare: vec![queue::created_at(leader.key.clone(), leader.rev)],
             success: vec![client::delete(leader.key)],

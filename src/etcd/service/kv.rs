@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, async_trait};
 use super::Backend;
 use super::answer::{self, Messages, Records};
 use crate::etcd::alarm;
+use crate::etcd::auth::Credentials;
 use crate::etcd::batch::{Answer, Command};
 use crate::etcd::error::Error;
 use crate::etcd::keyspace::Keyspace;
@@ -135,9 +136,11 @@ impl Kv for Backend {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let request = request.into_inner();
         range::validate(&request)?;
         let keyspace = self.keyspace().await?;
+        credentials.caller(&keyspace)?.check_range(&request)?;
         // One key is read faster than a snapshot is taken.
         let one_key = request.range_end.is_empty();
         let evaluate = |state: &State, fetched: &Fetched| range::evaluate(state, &request, fetched);
@@ -154,9 +157,11 @@ impl Kv for Backend {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let credentials = Credentials::of(&request);
         let request = request.into_inner();
         range::validate(&request)?;
         let keyspace = self.keyspace().await?;
+        credentials.caller(&keyspace)?.check_range(&request)?;
         let evaluate = |state: &State, fetched: &Fetched| range::evaluate(state, &request, fetched);
         let mut fetched = Fetched::new();
         let answer = loop {
@@ -177,13 +182,19 @@ impl Kv for Backend {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let request = request.into_inner();
         txn::validate_put(&request)?;
         self.check_size(&request)?;
         let keyspace = self.keyspace().await?;
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_put(&request, &keyspace.leases)?;
         self.check_quota(&keyspace, alarm::put_cost(&request))
             .await?;
-        let Answer::Put(answer) = keyspace.submit(Command::Put(request)).await? else {
+        let Answer::Put(answer) = keyspace
+            .submit_as(Command::Put(request), caller.proof())
+            .await?
+        else {
             return Err(Error::Corrupt.into());
         };
         let fetched = answer::fetch(&keyspace, &answer).await?;
@@ -196,11 +207,17 @@ impl Kv for Backend {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let request = request.into_inner();
         txn::validate_delete(&request)?;
         self.check_size(&request)?;
         let keyspace = self.keyspace().await?;
-        let Answer::Delete(answer) = keyspace.submit(Command::Delete(request)).await? else {
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_delete(&request)?;
+        let Answer::Delete(answer) = keyspace
+            .submit_as(Command::Delete(request), caller.proof())
+            .await?
+        else {
             return Err(Error::Corrupt.into());
         };
         let fetched = answer::fetch(&keyspace, &answer).await?;
@@ -210,9 +227,12 @@ impl Kv for Backend {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let request = request.into_inner();
         txn::validate(&request, self.server.config.max_txn_ops)?;
         let keyspace = self.keyspace().await?;
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_txn(&request, &keyspace.leases)?;
         let (answer, fetched) = if txn::is_read_only(&request) {
             let evaluate =
                 |state: &State, fetched: &Fetched| evaluate_read_only(state, &request, fetched);
@@ -223,7 +243,10 @@ impl Kv for Backend {
             self.check_size(&request)?;
             self.check_quota(&keyspace, alarm::txn_cost(&request))
                 .await?;
-            let Answer::Txn(answer) = keyspace.submit(Command::Txn(request)).await? else {
+            let Answer::Txn(answer) = keyspace
+                .submit_as(Command::Txn(request), caller.proof())
+                .await?
+            else {
                 return Err(Error::Corrupt.into());
             };
             let fetched = answer::fetch(&keyspace, &answer).await?;
@@ -238,8 +261,10 @@ impl Kv for Backend {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let CompactionRequest { revision, physical } = request.into_inner();
         let keyspace = self.keyspace().await?;
+        credentials.caller(&keyspace)?;
         let Answer::Done { revision: now } = keyspace.submit(Command::Compact(revision)).await?
         else {
             return Err(Error::Corrupt.into());

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::Backend;
 use crate::etcd::alarm;
+use crate::etcd::auth::Credentials;
 use crate::etcd::batch::{Answer, Command};
 use crate::etcd::error::Error;
 use crate::etcd::lease::Renewal;
@@ -71,10 +72,13 @@ impl Lease for Backend {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let credentials = Credentials::of(&request);
+        let id = request.into_inner().id;
         let keyspace = self.keyspace().await?;
-        let answer = keyspace
-            .submit(Command::Revoke(request.into_inner().id))
-            .await?;
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_lease(id, &keyspace.leases)?;
+        let revoke = Command::Revoke(id);
+        let answer = keyspace.submit_as(revoke, caller.proof()).await?;
         let Answer::Done { revision } = answer else {
             return Err(Error::Corrupt.into());
         };
@@ -103,8 +107,14 @@ impl Lease for Backend {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let keyspace = self.keyspace().await?;
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_known()?;
+        if keys {
+            caller.check_lease_keys(id, &keyspace.leases)?;
+        }
         let header = Some(self.headers().at(keyspace.revision()));
         let found = {
             let leases = keyspace.leases.lock();
@@ -126,11 +136,17 @@ impl Lease for Backend {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         let keyspace = self.keyspace().await?;
+        let caller = Credentials::of(&request).caller(&keyspace)?;
+        caller.check_known()?;
         let header = Some(self.headers().at(keyspace.revision()));
         let ids = keyspace.leases.lock().ids();
+        if caller.check_root().is_err() {
+            let mut ids = ids.iter();
+            ids.try_for_each(|id| caller.check_lease_keys(*id, &keyspace.leases))?;
+        }
         let leases = ids.into_iter().map(|id| LeaseStatus { id });
         Ok(Response::new(LeaseLeasesResponse {
             header,

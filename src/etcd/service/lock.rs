@@ -16,6 +16,7 @@ const EXPIRED: &str = "mutex: session is expired";
 impl Lock for Backend {
     /// Answers once the caller holds the lock. Whoever gives up before leaves no trace.
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        self.check_queue(&request, &request.get_ref().name).await?;
         let LockRequest { name, lease } = request.into_inner();
         let client = self.client();
         let place = Place::take(client.clone(), &name, lease, Bytes::new());
@@ -35,12 +36,12 @@ impl Lock for Backend {
         &self,
         request: Request<UnlockRequest>,
     ) -> Result<Response<UnlockResponse>, Status> {
-        let UnlockRequest { key } = request.into_inner();
-        let delete = DeleteRangeRequest {
+        // With the credentials of whoever asks.
+        let delete = request.map(|UnlockRequest { key }| DeleteRangeRequest {
             key,
             ..DeleteRangeRequest::default()
-        };
-        let deleted = self.delete_range(Request::new(delete)).await?;
+        });
+        let deleted = self.delete_range(delete).await?;
         Ok(Response::new(UnlockResponse {
             header: deleted.into_inner().header,
         }))

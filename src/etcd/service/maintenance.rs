@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{Backend, RAFT_TERM, unimplemented};
 use crate::etcd::VERSION;
+use crate::etcd::auth::Credentials;
 use crate::etcd::batch::{Answer, Command};
 use crate::etcd::error::Error;
 use crate::etcd::{hash, snapshot};
@@ -52,9 +53,11 @@ fn parse_version(text: &str) -> Result<(u64, u64), Error> {
 impl Maintenance for Backend {
     async fn status(
         &self,
-        _request: Request<StatusRequest>,
+        request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         let keyspace = self.keyspace().await?;
+        let caller = Credentials::of(&request).caller(&keyspace)?;
+        caller.check_known()?;
         let (revision, in_use, alarms) = {
             let state = keyspace.state.read();
             (state.revision, state.log_bytes, state.alarms)
@@ -91,8 +94,13 @@ impl Maintenance for Backend {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        let request = request.into_inner();
         let keyspace = self.keyspace().await?;
+        let caller = Credentials::of(&request).caller(&keyspace)?;
+        let request = request.into_inner();
+        match request.action() {
+            AlarmAction::Get => caller.check_known()?,
+            _ => caller.check_root()?,
+        }
         let kind = request.alarm();
         let active = match request.action() {
             AlarmAction::Get => None,
@@ -128,14 +136,16 @@ impl Maintenance for Backend {
     /// Gives back what compaction has freed, of all keyspaces: they share the store.
     async fn defragment(
         &self,
-        _request: Request<DefragmentRequest>,
+        request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.check_root(&request).await?;
         self.server.defragment().await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     /// The members of an etcd may differ in it, so it says nothing but whether this one has changed.
-    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.check_root(&request).await?;
         let keyspace = self.keyspace().await?;
         let found = hash::up_to(&keyspace, 0).await?;
         let mut leases = keyspace.leases.lock().granted();
@@ -154,6 +164,7 @@ impl Maintenance for Backend {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        self.check_root(&request).await?;
         let keyspace = self.keyspace().await?;
         let found = hash::up_to(&keyspace, request.into_inner().revision).await?;
         Ok(Response::new(HashKvResponse {
@@ -168,8 +179,9 @@ impl Maintenance for Backend {
 
     async fn snapshot(
         &self,
-        _request: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.check_root(&request).await?;
         let keyspace = self.keyspace().await?;
         let (answers, outgoing) = mpsc::channel(SNAPSHOT_ANSWERS);
         let member = self.server.identity.member_id;
@@ -183,6 +195,7 @@ impl Maintenance for Backend {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        self.check_root(&request).await?;
         if request.into_inner().target_id != self.server.identity.member_id {
             return Err(Error::BadLeaderTransferee.into());
         }
@@ -193,6 +206,7 @@ impl Maintenance for Backend {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        self.check_root(&request).await?;
         let request = request.into_inner();
         let Ok(action) = DowngradeAction::try_from(request.action) else {
             return Err(unimplemented(SERVICE, "Downgrade"));

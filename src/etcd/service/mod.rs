@@ -1,6 +1,7 @@
 //! The gRPC services: from messages to the keyspace and back.
 
 mod answer;
+mod auth;
 mod cluster;
 mod election;
 mod kv;
@@ -16,6 +17,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use etcd_proto::etcdserverpb::ResponseHeader;
+use etcd_proto::etcdserverpb::auth_server::AuthServer;
 use etcd_proto::etcdserverpb::cluster_server::ClusterServer;
 use etcd_proto::etcdserverpb::kv_server::KvServer;
 use etcd_proto::etcdserverpb::lease_server::LeaseServer;
@@ -29,6 +31,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service as _;
 
+use super::auth::Credentials;
 use super::client::Client;
 use super::error::Error;
 use super::keyspace::Keyspace;
@@ -74,6 +77,13 @@ impl Backend {
         Client::new(self.server.channel(&self.slot.name))
     }
 
+    /// For what only root may ask.
+    async fn check_root<T>(&self, request: &tonic::Request<T>) -> Result<(), Error> {
+        let credentials = Credentials::of(request);
+        let keyspace = self.keyspace().await?;
+        credentials.caller(&keyspace)?.check_root()
+    }
+
     fn headers(&self) -> Headers {
         Headers(self.server.identity)
     }
@@ -91,6 +101,7 @@ pub struct Api {
     lease: LeaseServer<Backend>,
     cluster: ClusterServer<Backend>,
     maintenance: MaintenanceServer<Backend>,
+    auth: AuthServer<Backend>,
     lock: LockServer<Backend>,
     election: ElectionServer<Backend>,
     health: HealthServer<Backend>,
@@ -104,6 +115,7 @@ impl Api {
             lease: LeaseServer::new(backend.clone()).max_decoding_message_size(max),
             cluster: ClusterServer::new(backend.clone()).max_decoding_message_size(max),
             maintenance: MaintenanceServer::new(backend.clone()).max_decoding_message_size(max),
+            auth: AuthServer::new(backend.clone()).max_decoding_message_size(max),
             lock: LockServer::new(backend.clone()).max_decoding_message_size(max),
             election: ElectionServer::new(backend.clone()).max_decoding_message_size(max),
             health: HealthServer::new(backend.clone()),
@@ -129,6 +141,7 @@ impl Api {
             "etcdserverpb.Lease" => self.lease.clone().call(request).await,
             "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
             "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
+            "etcdserverpb.Auth" => self.auth.clone().call(request).await,
             "v3lockpb.Lock" => self.lock.clone().call(request).await,
             "v3electionpb.Election" => self.election.clone().call(request).await,
             "grpc.health.v1.Health" => self.health.clone().call(request).await,

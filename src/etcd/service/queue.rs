@@ -11,8 +11,10 @@ use etcd_proto::etcdserverpb::{
     Compare, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
 };
 use etcd_proto::mvccpb::event::EventType;
-use tonic::Status;
+use tonic::{Request, Status};
 
+use super::Backend;
+use crate::etcd::auth::Credentials;
 use crate::etcd::client::{self, At, Client, ClientError};
 use etcd_proto::mvccpb::KeyValue;
 
@@ -173,6 +175,39 @@ impl Drop for Place {
                 tracing::debug!(%error, "a place in a queue could not be given up");
             }
         });
+    }
+}
+
+/// The requests that a queue is made of are the server's own, so who may have them made is checked first. etcd says what
+/// its own client says, without the code.
+impl Backend {
+    /// May join the queue: read it all, and write keys in it.
+    pub async fn check_queue<T>(&self, request: &Request<T>, name: &[u8]) -> Result<(), Status> {
+        let keyspace = self.keyspace().await?;
+        let (key, end) = client::prefix_range(prefix_of(name));
+        let caller = Credentials::of(request).caller(&keyspace);
+        let checked = caller.and_then(|caller| {
+            caller.check_read(&key, &end)?;
+            caller.check_write(&key, &end)
+        });
+        checked.map_err(|error| Status::unknown(error.to_string()))
+    }
+
+    /// May look at the queue.
+    pub async fn check_look<T>(&self, request: &Request<T>, name: &[u8]) -> Result<(), Status> {
+        let keyspace = self.keyspace().await?;
+        let (key, end) = client::prefix_range(prefix_of(name));
+        let caller = Credentials::of(request).caller(&keyspace);
+        let checked = caller.and_then(|caller| caller.check_read(&key, &end));
+        checked.map_err(|error| Status::unknown(error.to_string()))
+    }
+
+    /// May write this key of a queue.
+    pub async fn check_own(&self, credentials: &Credentials, key: &[u8]) -> Result<(), Status> {
+        let keyspace = self.keyspace().await?;
+        let caller = credentials.caller(&keyspace);
+        let checked = caller.and_then(|caller| caller.check_write(key, &[]));
+        checked.map_err(|error| Status::unknown(error.to_string()))
     }
 }
 

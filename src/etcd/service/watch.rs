@@ -14,6 +14,7 @@ use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Backend, unimplemented};
+use crate::etcd::auth::Credentials;
 use crate::etcd::watch::frame::{Frame, WatchCodec};
 use crate::etcd::watch::stream::{ANSWERS_LEN, StreamConfig, WatchStream};
 
@@ -61,7 +62,9 @@ impl StreamingService<WatchRequest> for Watch {
                 max_response_bytes: backend.server.config.max_message_bytes(),
             };
             let (answers, outgoing) = mpsc::channel(ANSWERS_LEN);
-            let stream = WatchStream::new(keyspace, backend.headers(), config, answers);
+            let credentials = Credentials::of(&request);
+            let headers = backend.headers();
+            let stream = WatchStream::new(keyspace, headers, credentials, config, answers);
             let work = Box::pin(stream.run(request.into_inner(), backend.draining));
             Ok(Response::new(Answers {
                 outgoing,

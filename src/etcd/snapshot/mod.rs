@@ -128,9 +128,9 @@ impl Output {
 }
 
 async fn write(keyspace: &Keyspace, member: u64, out: &mut Output) -> Result<(), Cut> {
-    let (history, alarms) = {
+    let (history, alarms, auth) = {
         let state = keyspace.state.read().clone();
-        (History::of(&state), state.alarms)
+        (History::of(&state), state.alarms, Arc::clone(&state.auth))
     };
     let leases = keyspace.leases.lock().granted();
     let mut layout = Layout::default();
@@ -143,9 +143,22 @@ async fn write(keyspace: &Keyspace, member: u64, out: &mut Output) -> Result<(),
         (Bytes::from(member.encode_to_vec()), Bytes::new())
     });
     let mut before = vec![Small::new(&mut layout, "alarm", alarm.collect())];
-    for name in ["auth", "authRoles", "authUsers", "cluster"] {
-        before.push(Small::new(&mut layout, name, Vec::new()));
-    }
+    let flags = vec![
+        (
+            Bytes::from_static(b"authEnabled"),
+            Bytes::copy_from_slice(&[u8::from(auth.enabled)]),
+        ),
+        (
+            Bytes::from_static(b"authRevision"),
+            Bytes::copy_from_slice(&auth.revision.to_be_bytes()),
+        ),
+    ];
+    before.push(Small::new(&mut layout, "auth", flags));
+    let roles = auth.roles().map(|(name, role)| named(name, role)).collect();
+    before.push(Small::new(&mut layout, "authRoles", roles));
+    let users = auth.users().map(|(name, user)| named(name, user)).collect();
+    before.push(Small::new(&mut layout, "authUsers", users));
+    before.push(Small::new(&mut layout, "cluster", Vec::new()));
     let sizes: Vec<Sizes> = history
         .records
         .iter()
@@ -205,6 +218,11 @@ async fn write(keyspace: &Keyspace, member: u64, out: &mut Output) -> Result<(),
         },
     );
     Box::new(done).finish().await
+}
+
+fn named(name: &str, message: &impl Message) -> (Bytes, Bytes) {
+    let name = Bytes::copy_from_slice(name.as_bytes());
+    (name, Bytes::from(message.encode_to_vec()))
 }
 
 /// In the order of their keys.

@@ -222,12 +222,13 @@ async fn identity_and_revision_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_says_so() {
+async fn nobody_authenticates_while_nobody_is_asked() {
     let fixture = Fixture::new().await;
     let authenticate = AuthClient::new(fixture.channel())
         .authenticate(AuthenticateRequest::default())
         .await;
-    assert_eq!(refused(authenticate).0, Code::Unimplemented);
+    let expect = String::from("etcdserver: authentication is not enabled");
+    assert_eq!(refused(authenticate), (Code::FailedPrecondition, expect));
 }
 
 #[tokio::test]

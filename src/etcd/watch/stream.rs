@@ -15,6 +15,7 @@ use tonic::Status;
 
 use super::frame::{EventsFrame, Frame};
 use super::hub::{self, CatchUp, Delivery, Filter, Queue, Subscription, WatcherKey};
+use crate::etcd::auth::Credentials;
 use crate::etcd::error::Error;
 use crate::etcd::event::{Event, RevisionEvents};
 use crate::etcd::key_range::KeyRange;
@@ -60,6 +61,8 @@ struct Watcher {
 pub struct WatchStream {
     keyspace: Arc<Keyspace>,
     headers: Headers,
+    /// Of whoever opened the stream; each watch is asked for with them.
+    credentials: Credentials,
     config: StreamConfig,
     queue: Arc<Queue>,
     answers: mpsc::Sender<Result<Frame, Status>>,
@@ -98,12 +101,14 @@ impl WatchStream {
     pub fn new(
         keyspace: Arc<Keyspace>,
         headers: Headers,
+        credentials: Credentials,
         config: StreamConfig,
         answers: mpsc::Sender<Result<Frame, Status>>,
     ) -> WatchStream {
         WatchStream {
             keyspace,
             headers,
+            credentials,
             config,
             queue: Arc::default(),
             answers,
@@ -233,7 +238,13 @@ impl WatchStream {
             request.key
         };
         let range = KeyRange::new(&key, &request.range_end).to_owned_range();
-        let refusal = if request.start_revision < 0 {
+        let permitted = self
+            .credentials
+            .caller(&self.keyspace)
+            .and_then(|caller| caller.check_read(&key, &request.range_end));
+        let refusal = if let Err(error) = permitted {
+            Some(error.to_string())
+        } else if request.start_revision < 0 {
             Some(Error::Compacted.to_string())
         } else if range.is_empty() {
             Some(EMPTY_RANGE.to_owned())

@@ -1,0 +1,159 @@
+//! What a caller may do.
+
+use std::sync::Arc;
+
+use etcd_proto::etcdserverpb::request_op::Request as Operation;
+use etcd_proto::etcdserverpb::{
+    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+};
+use parking_lot::Mutex;
+
+use super::state::AuthState;
+use crate::etcd::error::Error;
+use crate::etcd::lease::LeaseBook;
+
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// This process itself.
+    Trusted,
+    /// Authentication is off.
+    Unasked,
+    /// Somebody without credentials, although they are asked for.
+    Nobody,
+    User {
+        auth: Arc<AuthState>,
+        user: Arc<str>,
+    },
+}
+
+/// What a check was made against; it must still hold when the request is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Trusted,
+    /// Authentication was off.
+    Unasked,
+    /// The revision of users, roles and permissions.
+    Revision(u64),
+}
+
+impl Proof {
+    pub fn holds(self, auth: &AuthState) -> bool {
+        match self {
+            Proof::Trusted => true,
+            Proof::Unasked => !auth.enabled,
+            // Off, there is nothing to hold.
+            Proof::Revision(revision) => !auth.enabled || revision == auth.revision,
+        }
+    }
+}
+
+impl Caller {
+    pub fn proof(&self) -> Proof {
+        match self {
+            Caller::Trusted => Proof::Trusted,
+            Caller::Unasked => Proof::Unasked,
+            Caller::Nobody => Proof::Revision(0),
+            Caller::User { auth, .. } => Proof::Revision(auth.revision),
+        }
+    }
+
+    /// Its name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Caller::User { user, .. } => Some(user),
+            _ => None,
+        }
+    }
+
+    /// `allows` decides for a user that exists.
+    fn check(&self, allows: impl FnOnce(&AuthState, &str) -> bool) -> Result<(), Error> {
+        match self {
+            Caller::Trusted | Caller::Unasked => Ok(()),
+            Caller::Nobody => Err(Error::UserEmpty),
+            Caller::User { auth, user } if auth.user(user).is_some() && allows(auth, user) => {
+                Ok(())
+            }
+            Caller::User { .. } => Err(Error::PermissionDenied),
+        }
+    }
+
+    /// It is somebody.
+    pub fn check_known(&self) -> Result<(), Error> {
+        match self {
+            Caller::Nobody => Err(Error::UserEmpty),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn check_root(&self) -> Result<(), Error> {
+        if let Caller::User { auth, user } = self
+            && auth.user(user).is_none()
+        {
+            return Err(Error::UserNotFound);
+        }
+        self.check(AuthState::is_root)
+    }
+
+    pub fn check_read(&self, key: &[u8], range_end: &[u8]) -> Result<(), Error> {
+        self.check(|auth, user| auth.may_read(user, key, range_end))
+    }
+
+    pub fn check_write(&self, key: &[u8], range_end: &[u8]) -> Result<(), Error> {
+        self.check(|auth, user| auth.may_write(user, key, range_end))
+    }
+
+    pub fn check_range(&self, request: &RangeRequest) -> Result<(), Error> {
+        self.check_read(&request.key, &request.range_end)
+    }
+
+    pub fn check_delete(&self, request: &DeleteRangeRequest) -> Result<(), Error> {
+        self.check_write(&request.key, &request.range_end)?;
+        if request.prev_kv {
+            self.check_read(&request.key, &request.range_end)?;
+        }
+        Ok(())
+    }
+
+    pub fn check_put(&self, request: &PutRequest, leases: &Mutex<LeaseBook>) -> Result<(), Error> {
+        self.check_write(&request.key, &[])?;
+        self.check_lease(request.lease, leases)?;
+        if request.prev_kv {
+            self.check_read(&request.key, &[])?;
+        }
+        Ok(())
+    }
+
+    /// It may write every key of the lease: who may end a lease deletes them.
+    pub fn check_lease(&self, lease: i64, leases: &Mutex<LeaseBook>) -> Result<(), Error> {
+        if lease == 0 || self.check_root().is_ok() {
+            return Ok(());
+        }
+        let keys = leases.lock().keys(lease);
+        keys.iter().try_for_each(|key| self.check_write(key, &[]))
+    }
+
+    /// It may read every key of the lease.
+    pub fn check_lease_keys(&self, lease: i64, leases: &Mutex<LeaseBook>) -> Result<(), Error> {
+        self.check_known()?;
+        if self.check_root().is_ok() {
+            return Ok(());
+        }
+        let keys = leases.lock().keys(lease);
+        keys.iter().try_for_each(|key| self.check_read(key, &[]))
+    }
+
+    pub fn check_txn(&self, request: &TxnRequest, leases: &Mutex<LeaseBook>) -> Result<(), Error> {
+        for compare in &request.compare {
+            self.check_read(&compare.key, &compare.range_end)?;
+        }
+        let operations = request.success.iter().chain(&request.failure);
+        let check = |operation: &RequestOp| match &operation.request {
+            Some(Operation::RequestRange(range)) => self.check_range(range),
+            Some(Operation::RequestPut(put)) => self.check_put(put, leases),
+            Some(Operation::RequestDeleteRange(delete)) => self.check_delete(delete),
+            Some(Operation::RequestTxn(txn)) => self.check_txn(txn, leases),
+            None => Ok(()),
+        };
+        operations.into_iter().try_for_each(check)
+    }
+}
