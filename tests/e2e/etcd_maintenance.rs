@@ -110,6 +110,35 @@ fn a_snapshot_is_one_that_etcd_restores() {
     ours.finish();
 }
 
+/// Two at a time, while somebody writes: each is whole.
+#[test]
+fn snapshots_do_not_disturb_one_another() {
+    let ours = CkeEtcd::start();
+    let etcdctl = Etcdctl::new(&ours.endpoint());
+    work(&etcdctl);
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = ["one", "two"].map(|name| directory.path().join(name));
+    std::thread::scope(|scope| {
+        let saving = files.each_ref().map(|file| {
+            let etcdctl = &etcdctl;
+            scope.spawn(move || etcdctl.ok(&["snapshot", "save", &file.to_string_lossy()]))
+        });
+        for number in 0..10 {
+            etcdctl.ok(&["put", "meanwhile", &number.to_string()]);
+        }
+        for saved in saving {
+            saved.join().expect("saved");
+        }
+    });
+    for file in &files {
+        let file = file.to_string_lossy();
+        let status = etcdctl.ok(&["snapshot", "status", &file, "-w", "json"]);
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        assert!(status["totalKey"].as_i64() > Some(40), "{status}");
+    }
+    ours.finish();
+}
+
 #[test]
 fn without_room_nothing_is_written_until_there_is_some() {
     let mut ours = CkeEtcd::start_with("http", &["--quota-backend-bytes", "100000"]);

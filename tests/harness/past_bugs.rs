@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 13766 | inconsistent revision after a crash under load | harness `rounds`: kills at full load; `Rule::RealTime`, `Rule::Answer`, `Rule::Log` |
 //! | 14370 | acknowledged write lost on a crash | harness `rounds`, `torn_tail`, planted [`Bug::LostWrite`](crate::plant::Bug::LostWrite); fdb `crash` |
-//! | 14571 | auth changes not ordered with writes | with the Auth service, which has tests of its own |
+//! | 14571 | auth changes not ordered with writes | `tests/e2e/etcd_auth.rs`: `users_and_what_they_may_survive_a_crash` |
 //! | 14685 | crash during defragment | here; harness `rounds` defragment while they are killed |
 //! | 15220 | progress ahead of events | unit `watches::progress_follows_events`; harness `Rule::WatchProgress` |
 //! | 15271 | watch went back in time | harness `rounds`: each watch is resumed on the server's next life; `Rule::WatchEvents` |
@@ -15,7 +15,7 @@
 //! | 17529 | events lost on a starved stream | unit `watches::a_slow_stream_gets_everything_and_delays_nobody`; harness: watchers that pause |
 //! | 17780 | revision decreased after a crash in a compaction | here; harness `rounds` compact while they are killed |
 //! | 18089 | delete event dropped by a compaction at it | unit `watches::a_watch_from_the_compacted_revision_sees_its_events`; unit `model::watch` |
-//! | 18055 | two snapshots in a row | with the Snapshot call, which has tests of its own |
+//! | 18055 | two snapshots in a row | `tests/e2e/etcd_maintenance.rs`: `snapshots_do_not_disturb_one_another` |
 //! | 18667 | compacted revision readable in a transaction | unit `api::a_compacted_revision_is_gone_in_transactions_too`; harness transactions that read the past |
 //! | 19179 | delete event missing at the compacted revision | as 18089; here |
 //! | 20221 | events or progress before a future revision | unit `watches::a_future_revision_is_waited_for_in_silence`; harness: watches of the future |
