@@ -19,7 +19,7 @@ use super::error::Error;
 use super::event::RevisionEvents;
 use super::lease::{self, LeaseBook};
 use super::store::Writes;
-use super::txn::{DeleteAnswer, Execution, PutAnswer, TxnAnswer};
+use super::txn::{self, DeleteAnswer, Execution, PutAnswer, TxnAnswer};
 use super::view::{Fault, Fetched, Overlay, Staged, State, View as _};
 use crate::clock::Timestamp;
 
@@ -135,12 +135,10 @@ impl Batch {
         &mut self,
         context: &Context<'_>,
         command: &Command,
-        proof: Proof,
+        proof: &Proof,
         fetched: &Fetched,
     ) -> Result<Answer, Fault> {
-        if !proof.holds(&self.auth) {
-            return Err(Error::AuthOldRevision.into());
-        }
+        self.check_permission(context, command, proof)?;
         self.check_alarms(command)?;
         match command {
             Command::Put(request) => self.execute(context, fetched, |execution| {
@@ -178,6 +176,55 @@ impl Batch {
                 }
             }
         }
+    }
+
+    /// What was checked when the request came must hold now. The keys of a lease are no part of the revision that was
+    /// checked, so whoever ends or lengthens the life of a lease's keys is checked against those that it has now.
+    fn check_permission(
+        &mut self,
+        context: &Context<'_>,
+        command: &Command,
+        proof: &Proof,
+    ) -> Result<(), Error> {
+        match command {
+            Command::Auth(_) | Command::Compact(_) => return proof.check_root(&self.auth),
+            _ => proof.check(&self.auth)?,
+        }
+        let auth = Arc::clone(&self.auth);
+        let Some(user) = proof.limited(&auth) else {
+            return Ok(());
+        };
+        let mut leases = BTreeSet::new();
+        match command {
+            Command::Put(request) => leases.extend([request.lease]),
+            Command::Txn(request) => txn::leases(request, &mut leases),
+            Command::Revoke(id) => leases.extend([*id]),
+            _ => {}
+        }
+        leases.remove(&0);
+        for lease in leases {
+            let keys = self.keys_of_lease(context, lease);
+            if !keys.iter().all(|key| auth.may_write(user, key, &[])) {
+                return Err(Error::PermissionDenied);
+            }
+        }
+        Ok(())
+    }
+
+    fn keys_of_lease(&mut self, context: &Context<'_>, id: i64) -> BTreeSet<Bytes> {
+        let mut keys: BTreeSet<Bytes> = context.leases.lock().keys(id).into_iter().collect();
+        keys.extend(self.overlay.keys_of_lease(id).cloned());
+        let view = Staged {
+            state: context.state,
+            overlay: &mut self.overlay,
+            revision: self.revision,
+            compacted: self.compacted,
+        };
+        keys.retain(|key| {
+            let record = view.get(key, view.revision);
+            record.is_some_and(|record| record.lease == id)
+        });
+        keys
     }
 
     /// Without room nothing is added; of damaged data nothing is changed.
@@ -292,14 +339,12 @@ impl Batch {
     }
 
     fn revoke(&mut self, context: &Context<'_>, id: i64) -> Result<Answer, Fault> {
-        let mut keys: BTreeSet<Bytes> = context.leases.lock().keys(id).into_iter().collect();
-        keys.extend(self.overlay.keys_of_lease(id).cloned());
+        let keys = self.keys_of_lease(context, id);
         self.execute(context, &Fetched::new(), |execution| {
             let view = &execution.view;
             let doomed: Vec<_> = keys
                 .iter()
                 .filter_map(|key| view.get(key, view.revision))
-                .filter(|record| record.lease == id)
                 .collect();
             execution.delete_records(&doomed);
             Ok(())

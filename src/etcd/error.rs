@@ -143,6 +143,14 @@ impl Error {
     }
 }
 
+impl Error {
+    /// As etcd writes it where text alone is sent: a watch's refusal. Its Go client compares the whole text to see that it
+    /// needs a new token.
+    pub fn status_text(self) -> String {
+        format!("rpc error: code = {:?} desc = {self}", self.code())
+    }
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         Status::new(error.code(), error.to_string())

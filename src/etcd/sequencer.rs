@@ -196,7 +196,7 @@ impl Sequencer {
                         }
                     }
                     let Queued { command, proof, .. } = &taken[answers.len()];
-                    let answer = match batch.evaluate(&context, command, *proof, &fetched) {
+                    let answer = match batch.evaluate(&context, command, proof, &fetched) {
                         Ok(answer) => Ok(answer),
                         Err(Fault::Refused(error)) => Err(error),
                         Err(Fault::Needs(_)) if fetches == FETCHES => Err(Error::Corrupt),

@@ -164,6 +164,19 @@ pub fn is_read_only(request: &TxnRequest) -> bool {
     operations.all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
+/// The leases that the transaction may hang keys on.
+pub fn leases(request: &TxnRequest, found: &mut BTreeSet<i64>) {
+    for operation in request.success.iter().chain(&request.failure) {
+        match &operation.request {
+            Some(Request::RequestPut(put)) => {
+                found.insert(put.lease);
+            }
+            Some(Request::RequestTxn(nested)) => leases(nested, found),
+            _ => {}
+        }
+    }
+}
+
 /// One request being evaluated at the revision after `view`'s.
 pub struct Execution<'a> {
     pub view: Staged<'a>,

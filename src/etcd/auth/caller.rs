@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use etcd_proto::etcdserverpb::request_op::Request as Operation;
 use etcd_proto::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
@@ -23,26 +24,57 @@ pub enum Caller {
     User {
         auth: Arc<AuthState>,
         user: Arc<str>,
+        /// Revision of users, roles and permissions that the credentials are for.
+        revision: u64,
     },
 }
 
 /// What a check was made against; it must still hold when the request is evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     Trusted,
-    /// Authentication was off.
+    /// Nobody was asked for: authentication was off.
     Unasked,
-    /// The revision of users, roles and permissions.
-    Revision(u64),
+    User {
+        user: Arc<str>,
+        /// The revision of users, roles and permissions.
+        revision: u64,
+    },
 }
 
 impl Proof {
-    pub fn holds(self, auth: &AuthState) -> bool {
+    /// What was checked of keys holds in this state too.
+    ///
+    /// # Errors
+    /// Authentication was turned on meanwhile, or something about users, roles or permissions has changed.
+    pub fn check(&self, auth: &AuthState) -> Result<(), Error> {
         match self {
-            Proof::Trusted => true,
-            Proof::Unasked => !auth.enabled,
             // Off, there is nothing to hold.
-            Proof::Revision(revision) => !auth.enabled || revision == auth.revision,
+            _ if !auth.enabled => Ok(()),
+            Proof::Trusted => Ok(()),
+            Proof::Unasked => Err(Error::UserEmpty),
+            Proof::User { revision, .. } if *revision == auth.revision => Ok(()),
+            Proof::User { .. } => Err(Error::AuthOldRevision),
+        }
+    }
+
+    /// Whoever it is may still do everything: as in etcd, at whatever revision that was checked before.
+    pub fn check_root(&self, auth: &AuthState) -> Result<(), Error> {
+        match self {
+            _ if !auth.enabled => Ok(()),
+            Proof::Trusted => Ok(()),
+            Proof::Unasked => Err(Error::UserEmpty),
+            Proof::User { user, .. } if auth.user(user).is_none() => Err(Error::UserNotFound),
+            Proof::User { user, .. } if auth.is_root(user) => Ok(()),
+            Proof::User { .. } => Err(Error::PermissionDenied),
+        }
+    }
+
+    /// Who may not write just any key, if that is so.
+    pub fn limited<'a>(&'a self, auth: &AuthState) -> Option<&'a str> {
+        match self {
+            Proof::User { user, .. } if auth.enabled && !auth.is_root(user) => Some(user),
+            _ => None,
         }
     }
 }
@@ -51,9 +83,11 @@ impl Caller {
     pub fn proof(&self) -> Proof {
         match self {
             Caller::Trusted => Proof::Trusted,
-            Caller::Unasked => Proof::Unasked,
-            Caller::Nobody => Proof::Revision(0),
-            Caller::User { auth, .. } => Proof::Revision(auth.revision),
+            Caller::Unasked | Caller::Nobody => Proof::Unasked,
+            Caller::User { user, revision, .. } => Proof::User {
+                user: Arc::clone(user),
+                revision: *revision,
+            },
         }
     }
 
@@ -70,7 +104,10 @@ impl Caller {
         match self {
             Caller::Trusted | Caller::Unasked => Ok(()),
             Caller::Nobody => Err(Error::UserEmpty),
-            Caller::User { auth, user } if auth.user(user).is_some() && allows(auth, user) => {
+            Caller::User { auth, revision, .. } if *revision != auth.revision => {
+                Err(Error::AuthOldRevision)
+            }
+            Caller::User { auth, user, .. } if auth.user(user).is_some() && allows(auth, user) => {
                 Ok(())
             }
             Caller::User { .. } => Err(Error::PermissionDenied),
@@ -86,12 +123,11 @@ impl Caller {
     }
 
     pub fn check_root(&self) -> Result<(), Error> {
-        if let Caller::User { auth, user } = self
-            && auth.user(user).is_none()
-        {
-            return Err(Error::UserNotFound);
+        match self {
+            Caller::Nobody => Err(Error::UserEmpty),
+            Caller::User { auth, .. } => self.proof().check_root(auth),
+            Caller::Trusted | Caller::Unasked => Ok(()),
         }
-        self.check(AuthState::is_root)
     }
 
     pub fn check_read(&self, key: &[u8], range_end: &[u8]) -> Result<(), Error> {
@@ -125,6 +161,7 @@ impl Caller {
 
     /// It may write every key of the lease: who may end a lease deletes them.
     pub fn check_lease(&self, lease: i64, leases: &Mutex<LeaseBook>) -> Result<(), Error> {
+        self.check_known()?;
         if lease == 0 || self.check_root().is_ok() {
             return Ok(());
         }
@@ -132,14 +169,14 @@ impl Caller {
         keys.iter().try_for_each(|key| self.check_write(key, &[]))
     }
 
-    /// It may read every key of the lease.
-    pub fn check_lease_keys(&self, lease: i64, leases: &Mutex<LeaseBook>) -> Result<(), Error> {
+    /// It may read each of these keys.
+    pub fn check_keys<'a>(&self, keys: impl IntoIterator<Item = &'a Bytes>) -> Result<(), Error> {
         self.check_known()?;
         if self.check_root().is_ok() {
             return Ok(());
         }
-        let keys = leases.lock().keys(lease);
-        keys.iter().try_for_each(|key| self.check_read(key, &[]))
+        let mut keys = keys.into_iter();
+        keys.try_for_each(|key| self.check_read(key, &[]))
     }
 
     pub fn check_txn(&self, request: &TxnRequest, leases: &Mutex<LeaseBook>) -> Result<(), Error> {

@@ -57,10 +57,16 @@ impl Credentials {
         if let Some(token) = &self.token {
             let user = keyspace.tokens.lock().user(token, keyspace.clock.now());
             let user = user.ok_or(Error::InvalidAuthToken)?;
-            return Ok(Caller::User { auth, user });
+            let revision = auth.revision;
+            return Ok(Caller::User {
+                auth,
+                user,
+                revision,
+            });
         }
         Ok(match &self.certificate {
             Some(name) => Caller::User {
+                revision: auth.revision,
                 auth,
                 user: Arc::clone(name),
             },

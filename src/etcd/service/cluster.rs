@@ -10,6 +10,7 @@ use etcd_proto::etcdserverpb::{
 use tonic::{Request, Response, Status, async_trait};
 
 use super::Backend;
+use crate::etcd::auth::Credentials;
 use crate::etcd::error::Error;
 
 impl Backend {
@@ -48,8 +49,10 @@ fn check_peer_urls(urls: &[String]) -> Result<(), Error> {
 impl Cluster for Backend {
     async fn member_list(
         &self,
-        _request: Request<MemberListRequest>,
+        request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        let keyspace = self.keyspace().await?;
+        Credentials::of(&request).caller(&keyspace)?.check_known()?;
         let config = &self.server.config;
         // Membership has no revision, so etcd's header bears none.
         Ok(Response::new(MemberListResponse {

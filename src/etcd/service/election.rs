@@ -54,7 +54,8 @@ impl Election for Backend {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
-        self.check_queue(&request, &request.get_ref().name).await?;
+        let (name, lease) = (&request.get_ref().name, request.get_ref().lease);
+        self.check_queue(&request, name, lease).await?;
         let CampaignRequest { name, lease, value } = request.into_inner();
         let client = self.client();
         let place = Place::take(client.clone(), &name, lease, value.clone());

@@ -140,10 +140,15 @@ impl Kv for Backend {
         let request = request.into_inner();
         range::validate(&request)?;
         let keyspace = self.keyspace().await?;
-        credentials.caller(&keyspace)?.check_range(&request)?;
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_range(&request)?;
+        let proof = caller.proof();
         // One key is read faster than a snapshot is taken.
         let one_key = request.range_end.is_empty();
-        let evaluate = |state: &State, fetched: &Fetched| range::evaluate(state, &request, fetched);
+        let evaluate = |state: &State, fetched: &Fetched| {
+            proof.check(&state.auth)?;
+            range::evaluate(state, &request, fetched)
+        };
         let (answer, fetched) = read(&keyspace, evaluate, !one_key).await?;
         keyspace.metrics.server.count_range();
         let mut response = Messages { fetched: &fetched }.range(&answer);
@@ -161,8 +166,13 @@ impl Kv for Backend {
         let request = request.into_inner();
         range::validate(&request)?;
         let keyspace = self.keyspace().await?;
-        credentials.caller(&keyspace)?.check_range(&request)?;
-        let evaluate = |state: &State, fetched: &Fetched| range::evaluate(state, &request, fetched);
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_range(&request)?;
+        let proof = caller.proof();
+        let evaluate = |state: &State, fetched: &Fetched| {
+            proof.check(&state.auth)?;
+            range::evaluate(state, &request, fetched)
+        };
         let mut fetched = Fetched::new();
         let answer = loop {
             let snapshot = keyspace.state.read().clone();
@@ -234,8 +244,11 @@ impl Kv for Backend {
         let caller = credentials.caller(&keyspace)?;
         caller.check_txn(&request, &keyspace.leases)?;
         let (answer, fetched) = if txn::is_read_only(&request) {
-            let evaluate =
-                |state: &State, fetched: &Fetched| evaluate_read_only(state, &request, fetched);
+            let proof = caller.proof();
+            let evaluate = |state: &State, fetched: &Fetched| {
+                proof.check(&state.auth)?;
+                evaluate_read_only(state, &request, fetched)
+            };
             let read = read(&keyspace, evaluate, true).await?;
             keyspace.metrics.server.count_read(&read.0);
             read
@@ -264,8 +277,10 @@ impl Kv for Backend {
         let credentials = Credentials::of(&request);
         let CompactionRequest { revision, physical } = request.into_inner();
         let keyspace = self.keyspace().await?;
-        credentials.caller(&keyspace)?;
-        let Answer::Done { revision: now } = keyspace.submit(Command::Compact(revision)).await?
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_root()?;
+        let compact = Command::Compact(revision);
+        let Answer::Done { revision: now } = keyspace.submit_as(compact, caller.proof()).await?
         else {
             return Err(Error::Corrupt.into());
         };

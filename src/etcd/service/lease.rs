@@ -1,6 +1,7 @@
 //! Lease: grant, revoke, keep alive, time to live, list.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use etcd_proto::etcdserverpb::lease_server::Lease;
 use etcd_proto::etcdserverpb::{
@@ -21,9 +22,12 @@ use crate::etcd::lease::Renewal;
 impl Backend {
     async fn keep_alive(
         &self,
+        credentials: &Credentials,
         LeaseKeepAliveRequest { id }: LeaseKeepAliveRequest,
     ) -> Result<LeaseKeepAliveResponse, Error> {
         let keyspace = self.keyspace().await?;
+        let caller = credentials.caller(&keyspace)?;
+        caller.check_lease(id, &keyspace.leases)?;
         // Before the renewal: a revision after it could be one at which the lease is gone again.
         let header = self.headers().at(keyspace.revision());
         let renewal = keyspace.leases.lock().keep_alive(id, keyspace.clock.now());
@@ -53,8 +57,10 @@ impl Lease for Backend {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let credentials = Credentials::of(&request);
         let LeaseGrantRequest { ttl, id } = request.into_inner();
         let keyspace = self.keyspace().await?;
+        credentials.caller(&keyspace)?.check_known()?;
         self.check_quota(&keyspace, alarm::LEASE_COST).await?;
         let answer = keyspace.submit(Command::Grant { id, ttl }).await?;
         let Answer::Granted { revision, id, ttl } = answer else {
@@ -94,11 +100,11 @@ impl Lease for Backend {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let backend = self.clone();
+        let (backend, credentials) = (self.clone(), Arc::new(Credentials::of(&request)));
         let stopped = self.draining.clone().cancelled_owned();
         let answers = request.into_inner().then(move |request| {
-            let backend = backend.clone();
-            async move { Ok(backend.keep_alive(request?).await?) }
+            let (backend, credentials) = (backend.clone(), Arc::clone(&credentials));
+            async move { Ok(backend.keep_alive(&credentials, request?).await?) }
         });
         Ok(Response::new(Box::pin(answers.take_until(stopped))))
     }
@@ -112,14 +118,18 @@ impl Lease for Backend {
         let keyspace = self.keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_known()?;
-        if keys {
-            caller.check_lease_keys(id, &keyspace.leases)?;
-        }
         let header = Some(self.headers().at(keyspace.revision()));
         let found = {
             let leases = keyspace.leases.lock();
             leases.time_to_live(id, keyspace.clock.now(), keys)
         };
+        // The very keys that are told of.
+        if let Some(found) = &found
+            && keys
+        {
+            caller.check_keys(&found.keys)?;
+            caller.proof().check(&keyspace.state.read().auth)?;
+        }
         let mut response = LeaseTimeToLiveResponse {
             header,
             id,
@@ -142,11 +152,16 @@ impl Lease for Backend {
         let caller = Credentials::of(&request).caller(&keyspace)?;
         caller.check_known()?;
         let header = Some(self.headers().at(keyspace.revision()));
-        let ids = keyspace.leases.lock().ids();
-        if caller.check_root().is_err() {
-            let mut ids = ids.iter();
-            ids.try_for_each(|id| caller.check_lease_keys(*id, &keyspace.leases))?;
-        }
+        let ids = {
+            let leases = keyspace.leases.lock();
+            let ids = leases.ids();
+            if caller.check_root().is_err() {
+                let mut each = ids.iter();
+                each.try_for_each(|id| caller.check_keys(&leases.keys(*id)))?;
+            }
+            ids
+        };
+        caller.proof().check(&keyspace.state.read().auth)?;
         let leases = ids.into_iter().map(|id| LeaseStatus { id });
         Ok(Response::new(LeaseLeasesResponse {
             header,

@@ -16,7 +16,8 @@ const EXPIRED: &str = "mutex: session is expired";
 impl Lock for Backend {
     /// Answers once the caller holds the lock. Whoever gives up before leaves no trace.
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        self.check_queue(&request, &request.get_ref().name).await?;
+        let (name, lease) = (&request.get_ref().name, request.get_ref().lease);
+        self.check_queue(&request, name, lease).await?;
         let LockRequest { name, lease } = request.into_inner();
         let client = self.client();
         let place = Place::take(client.clone(), &name, lease, Bytes::new());

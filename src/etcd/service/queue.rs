@@ -181,14 +181,20 @@ impl Drop for Place {
 /// The requests that a queue is made of are the server's own, so who may have them made is checked first. etcd says what
 /// its own client says, without the code.
 impl Backend {
-    /// May join the queue: read it all, and write keys in it.
-    pub async fn check_queue<T>(&self, request: &Request<T>, name: &[u8]) -> Result<(), Status> {
+    /// May join the queue: read it all, and write keys in it that hang on the lease.
+    pub async fn check_queue<T>(
+        &self,
+        request: &Request<T>,
+        name: &[u8],
+        lease: i64,
+    ) -> Result<(), Status> {
         let keyspace = self.keyspace().await?;
         let (key, end) = client::prefix_range(prefix_of(name));
         let caller = Credentials::of(request).caller(&keyspace);
         let checked = caller.and_then(|caller| {
             caller.check_read(&key, &end)?;
-            caller.check_write(&key, &end)
+            caller.check_write(&key, &end)?;
+            caller.check_lease(lease, &keyspace.leases)
         });
         checked.map_err(|error| Status::unknown(error.to_string()))
     }

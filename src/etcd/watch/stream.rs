@@ -242,10 +242,10 @@ impl WatchStream {
             .credentials
             .caller(&self.keyspace)
             .and_then(|caller| caller.check_read(&key, &request.range_end));
-        let refusal = if let Err(error) = permitted {
-            Some(error.to_string())
-        } else if request.start_revision < 0 {
+        let refusal = if request.start_revision < 0 {
             Some(Error::Compacted.to_string())
+        } else if let Err(error) = permitted {
+            Some(error.status_text())
         } else if range.is_empty() {
             Some(EMPTY_RANGE.to_owned())
         } else if request.watch_id != 0 && self.ids.contains_key(&request.watch_id) {
