@@ -21,6 +21,7 @@ use crate::clever::{self, CleverConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::etcd::ListenUrl;
 use crate::config::{EtcdOptions, ServeConfig};
+use crate::etcd::auth::TokenKind;
 use crate::etcd::client::SharedKeyspaces;
 use crate::etcd::tls::Tls;
 use crate::etcd::{EtcdConfig, Listener, Metrics, Server, limits};
@@ -229,6 +230,8 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         ]
         .concat();
         let keepalive_interval = options.limits.keepalive_interval();
+        let auth_token: TokenKind = options.limits.auth_token.parse().map_err(start("etcd"))?;
+        let auth_token_ttl = Duration::from_secs(options.limits.auth_token_ttl.into());
         let auto_compaction = options.limits.auto_compaction().map_err(start("etcd"))?;
         let tls = options.tls.resolve(&urls, &directory);
         let tls = tls.map_err(start("TLS"))?.map(Tls::new);
@@ -285,6 +288,8 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 max_concurrent_streams: options.limits.max_concurrent_streams,
                 quota_backend_bytes: options.limits.quota_backend_bytes,
                 bcrypt_cost: options.limits.bcrypt_cost,
+                auth_token,
+                auth_token_ttl,
                 auto_compaction,
                 keepalive_interval,
                 keepalive_timeout: options.limits.grpc_keepalive_timeout,

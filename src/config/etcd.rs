@@ -230,6 +230,19 @@ pub struct LimitOptions {
     #[arg(long, env = "ETCD_BCRYPT_COST", value_name = "COST", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=31))]
     pub bcrypt_cost: u32,
 
+    /// Tokens of users: simple, or jwt,sign-method=METHOD,priv-key=FILE[,pub-key=FILE][,ttl=DURATION]
+    #[arg(
+        long,
+        env = "ETCD_AUTH_TOKEN",
+        value_name = "KIND",
+        default_value = "simple"
+    )]
+    pub auth_token: String,
+
+    /// Seconds that a simple token lives without being used
+    #[arg(long, env = "ETCD_AUTH_TOKEN_TTL", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    pub auth_token_ttl: u32,
+
     /// What --auto-compaction-retention counts
     #[arg(
         long,

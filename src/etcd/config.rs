@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::auth::{TokenKind, token};
 use super::auto_compaction::AutoCompaction;
 use super::keyspace_choice::KeyspaceByCn;
 use super::metrics::Metrics;
@@ -54,6 +55,10 @@ pub struct EtcdConfig {
     pub quota_backend_bytes: i64,
     /// Cost of password hashes, 4 to 31: each one more doubles the work.
     pub bcrypt_cost: u32,
+    /// What stands for a user who has given their password.
+    pub auth_token: TokenKind,
+    /// How long a simple token lives without being used.
+    pub auth_token_ttl: Duration,
     /// Compacts every keyspace by itself.
     pub auto_compaction: Option<AutoCompaction>,
     /// What the server counts; shared with the store, which measures its fsyncs.
@@ -81,6 +86,8 @@ impl Default for EtcdConfig {
             keepalive_timeout: Duration::from_secs(20),
             quota_backend_bytes: 0,
             bcrypt_cost: 10,
+            auth_token: TokenKind::Simple,
+            auth_token_ttl: token::SIMPLE_TTL,
             auto_compaction: None,
             metrics: Arc::default(),
         }

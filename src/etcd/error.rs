@@ -59,6 +59,9 @@ pub enum Error {
     /// etcd has no code for it.
     #[error("auth: authentication failed, password was given for no password user")]
     NoPasswordUser,
+    /// Nor for this.
+    #[error("auth: token signing attempted with verify-only key")]
+    VerifyOnly,
     #[error("etcdserver: permission not given")]
     PermissionNotGiven,
     #[error("etcdserver: permission denied")]
@@ -133,7 +136,7 @@ impl Error {
             | Error::NotALearner
             | Error::BadLeaderTransferee
             | Error::DowngradeInProgress => Code::FailedPrecondition,
-            Error::NoPasswordUser => Code::Unknown,
+            Error::NoPasswordUser | Error::VerifyOnly => Code::Unknown,
             Error::PermissionDenied => Code::PermissionDenied,
             Error::InvalidAuthToken => Code::Unauthenticated,
             Error::Stopped | Error::Timeout => Code::Unavailable,

@@ -8,8 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::auth::Proof;
-use super::auth::token::Tokens;
+use super::auth::{Proof, Tokens};
 use super::auto_compaction::{self, AutoCompaction};
 use super::batch::{Answer, Command};
 use super::cache::{CachedBytes, CachedValues};
@@ -27,8 +26,8 @@ use crate::clock::Clock;
 /// Blocks of the index that compaction works on while readers wait.
 const COMPACTION_BLOCKS: usize = 8;
 
-/// What one keyspace may have.
-#[derive(Clone, Copy, Debug)]
+/// What one keyspace may have, and is given.
+#[derive(Debug)]
 pub struct Limits {
     /// Memory for values, at first.
     pub cache_bytes: usize,
@@ -36,6 +35,7 @@ pub struct Limits {
     pub pending: usize,
     /// Compacts by itself.
     pub auto_compaction: Option<AutoCompaction>,
+    pub tokens: Tokens,
 }
 
 pub struct Keyspace {
@@ -45,7 +45,7 @@ pub struct Keyspace {
     /// Durable, and changed only by the sequencer and, where nobody can see it, by compaction.
     pub state: RwLock<State>,
     pub leases: Mutex<LeaseBook>,
-    pub tokens: Mutex<Tokens>,
+    pub tokens: Tokens,
     pub hub: Hub,
     pub cached_bytes: CachedBytes,
     pub metrics: KeyspaceMetrics,
@@ -104,7 +104,7 @@ impl Keyspace {
             clock,
             state,
             leases,
-            tokens: Mutex::default(),
+            tokens: limits.tokens,
             cached_bytes,
             metrics: KeyspaceMetrics::new(metrics),
             closed,

@@ -20,8 +20,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use super::auth::Trusted;
+use super::auth::password::Passwords;
 use super::auth::peer::PeerName;
+use super::auth::{Tokens, Trusted};
 use super::client::{Client, ClientError, Keyspaces};
 use super::coalesce::Coalescing;
 use super::config::EtcdConfig;
@@ -116,6 +117,7 @@ pub struct Inner {
     pub(super) loaded_count: AtomicUsize,
     /// A permit for each connection over TCP.
     connections: Arc<Semaphore>,
+    pub passwords: Passwords,
     /// The version that a downgrade was asked for.
     pub downgrade: Mutex<Option<String>>,
     /// Ends every keyspace and stream.
@@ -231,12 +233,15 @@ impl Inner {
         Ok(keyspace)
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self, name: &Arc<str>) -> Limits {
+        let config = &self.config;
+        let other = (**name != *config.default_keyspace).then(|| Arc::clone(name));
         let keyspaces = self.loaded_count.load(Ordering::Relaxed) + 1;
         Limits {
             cache_bytes: self.config.value_cache_share(keyspaces),
             pending: self.config.max_keyspace_pending,
             auto_compaction: self.config.auto_compaction,
+            tokens: Tokens::new(&config.auth_token, config.auth_token_ttl, other),
         }
     }
 
@@ -249,7 +254,7 @@ impl Inner {
             Arc::clone(&slot.name),
             Store::new(self.database.clone(), space),
             self.clock.clone(),
-            self.limits(),
+            self.limits(&slot.name),
             Arc::clone(&self.config.metrics),
             self.shutdown.child_token(),
         )
@@ -309,6 +314,7 @@ impl Server {
             connections: Arc::new(Semaphore::new(
                 config.max_connections.min(Semaphore::MAX_PERMITS),
             )),
+            passwords: Passwords::new(config.bcrypt_cost),
             downgrade: Mutex::new(downgrade),
             shutdown: shutdown.clone(),
             config,

@@ -194,3 +194,61 @@ impl Caller {
         operations.into_iter().try_for_each(check)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::auth::{Change, ROOT};
+
+    fn state(changes: &[Change]) -> AuthState {
+        let mut state = AuthState::default();
+        for change in changes {
+            state.apply(change).expect("a change");
+        }
+        state
+    }
+
+    fn add_user(name: &str) -> Change {
+        Change::AddUser {
+            name: name.to_owned(),
+            password: Bytes::new(),
+            options: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_was_checked_must_still_hold() {
+        let make_root = Change::GrantRole {
+            user: ROOT.to_owned(),
+            role: ROOT.to_owned(),
+        };
+        let changes = [add_user(ROOT), make_root, add_user("ada"), Change::Enable];
+        let on = state(&changes);
+        let off = state(&changes[..3]);
+        let user = |name: &str, revision| Proof::User {
+            user: Arc::from(name),
+            revision,
+        };
+        let check = |proof: Proof, keys: Result<(), Error>, root: Result<(), Error>| {
+            assert_eq!(proof.check(&on), keys, "{proof:?}");
+            assert_eq!(proof.check_root(&on), root, "{proof:?}");
+            assert_eq!(proof.check(&off), Ok(()), "{proof:?}");
+            assert_eq!(proof.check_root(&off), Ok(()), "{proof:?}");
+        };
+        let (now, old) = (on.revision, on.revision - 1);
+        check(Proof::Trusted, Ok(()), Ok(()));
+        check(Proof::Unasked, Err(Error::UserEmpty), Err(Error::UserEmpty));
+        check(user(ROOT, now), Ok(()), Ok(()));
+        check(user(ROOT, old), Err(Error::AuthOldRevision), Ok(()));
+        check(user("ada", now), Ok(()), Err(Error::PermissionDenied));
+        check(
+            user("bob", old),
+            Err(Error::AuthOldRevision),
+            Err(Error::UserNotFound),
+        );
+        assert_eq!(user("ada", now).limited(&on), Some("ada"));
+        assert_eq!(user("ada", now).limited(&off), None);
+        assert_eq!(user(ROOT, now).limited(&on), None);
+        assert_eq!(Proof::Trusted.limited(&on), None);
+    }
+}

@@ -55,13 +55,12 @@ impl Credentials {
             return Ok(Caller::Unasked);
         }
         if let Some(token) = &self.token {
-            let user = keyspace.tokens.lock().user(token, keyspace.clock.now());
-            let user = user.ok_or(Error::InvalidAuthToken)?;
-            let revision = auth.revision;
+            let bearer = keyspace.tokens.bearer(token, keyspace.clock.now());
+            let bearer = bearer.ok_or(Error::InvalidAuthToken)?;
             return Ok(Caller::User {
+                revision: bearer.revision.unwrap_or(auth.revision),
+                user: bearer.user,
                 auth,
-                user,
-                revision,
             });
         }
         Ok(match &self.certificate {

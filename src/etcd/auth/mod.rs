@@ -7,6 +7,8 @@
 pub mod caller;
 mod change;
 pub mod credentials;
+pub mod jwt;
+pub mod password;
 pub mod peer;
 mod permission;
 pub mod state;
@@ -16,6 +18,7 @@ pub use caller::{Caller, Proof};
 pub use change::{Change, Touched};
 pub use credentials::{Credentials, Trusted, ViaGateway};
 pub use state::AuthState;
+pub use token::{TokenKind, Tokens};
 
 /// The user and the role that may do everything.
 pub const ROOT: &str = "root";

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::Backend;
-use crate::etcd::auth::{AuthState, Change, Credentials, ROOT};
+use crate::etcd::auth::{AuthState, Change, Credentials, ROOT, password};
 use crate::etcd::batch::Command;
 use crate::etcd::error::Error;
 use crate::etcd::keyspace::Keyspace;
@@ -43,10 +43,10 @@ impl Backend {
             .submit_as(Command::Auth(change), caller.proof())
             .await?;
         if let Some(name) = forget {
-            keyspace.tokens.lock().forget_user(&name);
+            keyspace.tokens.forget_user(&name);
         }
         if off {
-            keyspace.tokens.lock().forget_all();
+            keyspace.tokens.forget_all();
         }
         Ok(self.header(&keyspace))
     }
@@ -55,38 +55,37 @@ impl Backend {
         Some(self.headers().at(keyspace.revision()))
     }
 
-    /// The password's hash. Takes some 50 ms of a processor by design, so not on a thread that serves others.
-    async fn hash_password(&self, password: String) -> Result<Bytes, Status> {
-        let cost = self.server.config.bcrypt_cost;
-        let hash = move || bcrypt::non_truncating_hash(password, cost);
-        let hashed = tokio::task::spawn_blocking(hash).await;
-        let hashed = hashed.map_err(|error| Status::internal(error.to_string()))?;
-        match hashed {
-            Ok(hash) => Ok(Bytes::from(hash)),
-            Err(bcrypt::BcryptError::Truncation(_)) => {
-                Err(Status::unknown("bcrypt: password length exceeds 72 bytes"))
-            }
-            Err(error) => Err(Status::unknown(error.to_string())),
-        }
+    /// Hashes the password for somebody who may change users. It takes long, so nobody else has it done.
+    async fn hash_password(
+        &self,
+        credentials: &Credentials,
+        password: String,
+    ) -> Result<Bytes, Status> {
+        let keyspace = self.keyspace().await?;
+        credentials.caller(&keyspace)?.check_root()?;
+        self.server.passwords.hash(password).await
     }
-}
 
-/// Whether the password is the user's.
-async fn check_password(auth: Arc<AuthState>, name: &str, password: String) -> Result<(), Status> {
-    if !auth.enabled {
-        return Err(Error::AuthNotEnabled.into());
-    }
-    let user = auth.user(name).ok_or(Error::AuthFailed)?;
-    if user.options.is_some_and(|options| options.no_password) {
-        return Err(Error::NoPasswordUser.into());
-    }
-    let hash = String::from_utf8_lossy(&user.password).into_owned();
-    let verify = move || bcrypt::verify(password, &hash).unwrap_or(false);
-    let verified = tokio::task::spawn_blocking(verify).await;
-    match verified {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::AuthFailed.into()),
-        Err(error) => Err(Status::internal(error.to_string())),
+    /// Whether the password is the user's.
+    async fn check_password(
+        &self,
+        auth: &AuthState,
+        name: &str,
+        password: String,
+    ) -> Result<(), Status> {
+        if !auth.enabled {
+            return Err(Error::AuthNotEnabled.into());
+        }
+        let user = auth.user(name).ok_or(Error::AuthFailed)?;
+        if user.options.is_some_and(|options| options.no_password) {
+            return Err(Error::NoPasswordUser.into());
+        }
+        let hash = user.password.clone();
+        if self.server.passwords.matches(password, hash).await? {
+            Ok(())
+        } else {
+            Err(Error::AuthFailed.into())
+        }
     }
 }
 
@@ -134,16 +133,18 @@ impl Auth for Backend {
         let keyspace = self.keyspace().await?;
         loop {
             let auth = Arc::clone(&keyspace.state.read().auth);
-            check_password(Arc::clone(&auth), &name, password.clone()).await?;
-            // A password that was changed meanwhile is checked again.
-            if keyspace.state.read().auth.revision != auth.revision {
+            self.check_password(&auth, &name, password.clone()).await?;
+            let is_current = |revision| {
+                let now = &keyspace.state.read().auth;
+                now.enabled && now.revision == revision
+            };
+            let (index, now) = (keyspace.revision(), keyspace.clock.now());
+            let tokens = &keyspace.tokens;
+            let token = tokens.assign(&name, auth.revision, index, now, is_current)?;
+            // A password that may have been changed meanwhile is checked again.
+            let Some(token) = token else {
                 continue;
-            }
-            let now = keyspace.clock.now();
-            let token = keyspace
-                .tokens
-                .lock()
-                .assign(&name, keyspace.revision(), now);
+            };
             return Ok(Response::new(AuthenticateResponse {
                 header: self.header(&keyspace),
                 token,
@@ -166,7 +167,7 @@ impl Auth for Backend {
         let password = if options.no_password {
             Bytes::new()
         } else {
-            self.hash_password(password).await?
+            self.hash_password(&credentials, password).await?
         };
         let change = Change::AddUser {
             name,
@@ -223,8 +224,16 @@ impl Auth for Backend {
         request: Request<AuthUserChangePasswordRequest>,
     ) -> Result<Response<AuthUserChangePasswordResponse>, Status> {
         let credentials = Credentials::of(&request);
-        let AuthUserChangePasswordRequest { name, password, .. } = request.into_inner();
-        let password = self.hash_password(password).await?;
+        let AuthUserChangePasswordRequest {
+            name,
+            password,
+            hashed_password,
+        } = request.into_inner();
+        let password = if password.is_empty() {
+            password::given_hash(&hashed_password)?
+        } else {
+            self.hash_password(&credentials, password).await?
+        };
         let change = Change::ChangePassword { name, password };
         let header = self.change(&credentials, change).await?;
         Ok(Response::new(AuthUserChangePasswordResponse { header }))

@@ -1,6 +1,7 @@
 //! The server as its clients see it, over genuine gRPC within the process.
 
 mod api;
+mod auth;
 mod keyspaces;
 mod leases;
 mod metrics;
