@@ -163,13 +163,17 @@ async fn watchers_are_counted_while_they_last() {
     assert_eq!(count("etcd_debugging_mvcc_events_total"), 1.0);
     assert_eq!(count("etcd_debugging_mvcc_slow_watcher_total"), 0.0);
     assert_eq!(count("cke_keyspace_watchers{keyspace=\"default\"}"), 2.0);
+    // Who has nothing more to ask is still told.
     drop(requests);
-    assert!(answers.message().await.expect("it ends well").is_none());
-    assert_eq!(count("etcd_debugging_mvcc_watch_stream_total"), 0.0);
+    fixture.put("b1", "1").await;
+    let event = answers.message().await.expect("an answer").expect("events");
+    assert_eq!(event.events.len(), 1);
+    drop(answers);
+    while count("etcd_debugging_mvcc_watch_stream_total") != 0.0 {
+        tokio::task::yield_now().await;
+    }
     assert_eq!(count("etcd_debugging_mvcc_watcher_total"), 0.0);
     assert_eq!(count("cke_keyspace_watchers{keyspace=\"default\"}"), 0.0);
-    let canceled = "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
-    assert_eq!(count(canceled), 1.0);
 }
 
 #[tokio::test]
