@@ -136,7 +136,12 @@ fn every_command_says_what_etcd_says() {
 
 /// A server with root, and ada who may read and write `a` up to `m`.
 fn guarded() -> (CkeEtcd, Etcdctl) {
-    let ours = CkeEtcd::start_with("http", &["--bcrypt-cost", "4"]);
+    guarded_with(&[])
+}
+
+fn guarded_with(arguments: &[&str]) -> (CkeEtcd, Etcdctl) {
+    let arguments = [&["--bcrypt-cost", "4"], arguments].concat();
+    let ours = CkeEtcd::start_with("http", &arguments);
     let etcdctl = Etcdctl::new(&ours.endpoint());
     for line in [
         "user add root:secret",
@@ -263,5 +268,68 @@ fn tokens_work_over_json() {
         401
     );
     assert_eq!(post("/v3/kv/put", Auth::None, put).status, 400);
+    ours.finish();
+}
+
+/// What an etcd 3.5.1 lets anybody do, and a 3.6 does not.
+#[test]
+fn nobody_gets_at_what_has_no_keys() {
+    let (ours, etcdctl) = guarded();
+    let granted = run(&etcdctl, ROOT, "lease grant 600").ok();
+    let lease = granted.split_whitespace().nth(1).expect("an id").to_owned();
+    run(&etcdctl, ROOT, "put b 1").ok();
+    for line in [
+        "compact 2".to_owned(),
+        "member list".to_owned(),
+        "lease grant 60".to_owned(),
+        "lease list".to_owned(),
+        format!("lease revoke {lease}"),
+        format!("lease timetolive {lease}"),
+        format!("lease keep-alive {lease} --once"),
+    ] {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        let said = etcdctl.run(&arguments);
+        assert_ne!(said.code, Some(0), "{said:?}");
+        assert!(said.stderr.contains("user name is empty"), "{said:?}");
+    }
+    denied(run(&etcdctl, ADA, "compact 2"));
+    run(&etcdctl, ROOT, "compact 2").ok();
+    run(&etcdctl, ADA, "member list").ok();
+    let kept = format!("lease keep-alive {lease} --once");
+    run(&etcdctl, ADA, &kept).ok();
+    ours.finish();
+}
+
+#[test]
+fn signed_tokens_outlive_a_crash_and_end_with_a_change_of_rights() {
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/jwt");
+    let kind =
+        format!("jwt,sign-method=RS256,priv-key={keys}/rsa.pem,pub-key={keys}/rsa.pub.pem,ttl=10m");
+    let (mut ours, etcdctl) = guarded_with(&["--auth-token", &kind]);
+    run(&etcdctl, ADA, "put b 1").ok();
+    denied(run(&etcdctl, ADA, "put z 1"));
+    let endpoint = ours.endpoint();
+    let post =
+        |path: &str, auth: Auth, body: &str| http::send(&endpoint, "POST", path, auth, Some(body));
+    let login = || {
+        let body = r#"{"name":"ada","password":"lovelace"}"#;
+        let answer = post("/v3/auth/authenticate", Auth::None, body).ok();
+        answer["token"].as_str().expect("a token").to_owned()
+    };
+    let token = login();
+    assert_eq!(token.split('.').count(), 3, "{token}");
+    let put = r#"{"key":"Yg==","value":"Mg=="}"#;
+    ours.crash();
+    post("/v3/kv/put", Auth::Bearer(&token), put).ok();
+    let forged = format!("{}.", token.rsplit_once('.').expect("a signature").0);
+    let refused = post("/v3/kv/put", Auth::Bearer(&forged), put);
+    assert_eq!(refused.status, 401, "{refused:?}");
+    run(&etcdctl, ROOT, "role add more").ok();
+    let refused = post("/v3/kv/put", Auth::Bearer(&token), put);
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let old = "etcdserver: revision of auth store is old";
+    assert!(refused.body.contains(old), "{refused:?}");
+    post("/v3/kv/put", Auth::Bearer(&login()), put).ok();
+    assert_eq!(run(&etcdctl, ADA, "get b").ok(), "b\n2\n");
     ours.finish();
 }
