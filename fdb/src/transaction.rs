@@ -154,9 +154,29 @@ impl Transaction {
             Some((view, _)) => Ok(view.clone()),
             None => {
                 let view = self.engine.view()?;
+                match state.pinned {
+                    Some((version, _)) if version < view.version => {
+                        return Err(Error::TRANSACTION_TOO_OLD);
+                    }
+                    Some((version, _)) if version > view.version => {
+                        return Err(Error::FUTURE_VERSION);
+                    }
+                    _ => {}
+                }
                 state.view = Some((view.clone(), now));
                 Ok(view)
             }
+        }
+    }
+
+    /// Sets the version to read at, and from which on nothing of what is read may change: that of a commit, or of another
+    /// transaction's reads, less than five seconds ago. Has no effect after the first read.
+    ///
+    /// The embedded engine keeps no old versions: unless it is the newest one, reads fail with 1007.
+    pub fn set_read_version(&self, version: i64) {
+        let mut state = self.state.lock();
+        if state.view.is_none() {
+            state.pinned = Some((version, self.engine.shared.time.now()));
         }
     }
 
@@ -309,6 +329,7 @@ impl Transaction {
         match check_range(&begin, &end) {
             Ok(()) => {
                 if state.view.is_none()
+                    && state.pinned.is_none()
                     && let Ok(view) = self.engine.view()
                 {
                     // FoundationDB takes the read version at commit at the latest; here it costs nothing now.

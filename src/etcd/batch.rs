@@ -17,7 +17,7 @@ use super::auth::{AuthState, Change, Proof};
 use super::encoding::Subspace;
 use super::error::Error;
 use super::event::RevisionEvents;
-use super::lease::{self, LeaseBook};
+use super::lease::{self, Granted, LeaseBook};
 use super::store::Writes;
 use super::txn::{self, DeleteAnswer, Execution, PutAnswer, TxnAnswer};
 use super::view::{Fault, Fetched, Overlay, Staged, State, View as _};
@@ -38,6 +38,11 @@ pub enum Command {
     Revoke(i64),
     /// Revokes the lease if it has run out.
     Expire(i64),
+    /// Writes down how many seconds the lease has left, or that it has its whole TTL again.
+    Checkpoint {
+        id: i64,
+        left: Option<i64>,
+    },
     /// Changes users, roles or permissions.
     Auth(Change),
     /// Raises or disarms an alarm.
@@ -84,6 +89,7 @@ pub enum Answer {
 pub enum LeaseChange {
     Grant { id: i64, ttl: i64 },
     Revoke { id: i64 },
+    Checkpoint { id: i64, left: Option<i64> },
 }
 
 /// What a batch is evaluated in.
@@ -168,12 +174,30 @@ impl Batch {
                 Ok(Answer::Alarm { was_active })
             }
             Command::Expire(id) => {
-                let granted_now = self.staged_leases.contains_key(id);
-                if !granted_now && context.leases.lock().is_expired(*id, context.now) {
-                    self.revoke(context, *id)
-                } else {
-                    Ok(self.done())
+                let stamp = {
+                    let leases = context.leases.lock();
+                    if self.staged_leases.contains_key(id) || !leases.is_expired(*id, context.now) {
+                        return Ok(self.done());
+                    }
+                    leases.stamp(*id)
+                };
+                let answer = self.revoke(context, *id)?;
+                self.writes.expire(*id, stamp);
+                Ok(answer)
+            }
+            Command::Checkpoint { id, left } => {
+                let ttl = context.leases.lock().ttl(*id);
+                if let Some(ttl) = ttl
+                    && !self.staged_leases.contains_key(id)
+                {
+                    let granted = Granted { ttl, left: *left };
+                    self.writes.checkpoint(context.space, *id, granted);
+                    self.change_lease(LeaseChange::Checkpoint {
+                        id: *id,
+                        left: *left,
+                    });
                 }
+                Ok(self.done())
             }
         }
     }
@@ -232,7 +256,10 @@ impl Batch {
         if self.alarms.is_active(AlarmType::Nospace) && command.takes_space() {
             return Err(Error::NoSpace);
         }
-        let exempt = matches!(command, Command::Alarm { .. } | Command::Expire(_));
+        let exempt = matches!(
+            command,
+            Command::Alarm { .. } | Command::Expire(_) | Command::Checkpoint { .. }
+        );
         if self.alarms.is_active(AlarmType::Corrupt) && !exempt {
             return Err(Error::Corrupt);
         }
@@ -318,7 +345,7 @@ impl Batch {
         } else {
             id
         };
-        self.writes.grant(context.space, id, ttl);
+        self.writes.grant(context.space, self.revision, id, ttl);
         self.staged_leases.insert(id, true);
         self.change_lease(LeaseChange::Grant { id, ttl });
         Ok(Answer::Granted {
@@ -349,7 +376,7 @@ impl Batch {
             execution.delete_records(&doomed);
             Ok(())
         })?;
-        self.writes.revoke(context.space, id);
+        self.writes.revoke(context.space, self.revision, id);
         self.staged_leases.insert(id, false);
         self.change_lease(LeaseChange::Revoke { id });
         Ok(self.done())
@@ -367,6 +394,7 @@ impl Batch {
                 match *change {
                     LeaseChange::Grant { id, ttl } => leases.grant(id, ttl, now),
                     LeaseChange::Revoke { id } => leases.revoke(id),
+                    LeaseChange::Checkpoint { id, left } => leases.checkpoint(id, left, now),
                 }
             }
             if let Some(events) = self.events.get(at) {

@@ -59,6 +59,8 @@ pub struct EtcdConfig {
     pub auth_token: TokenKind,
     /// How long a simple token lives without being used.
     pub auth_token_ttl: Duration,
+    /// Other servers write to the same store: everything is asked of it that they may have changed.
+    pub shared_store: bool,
     /// Compacts every keyspace by itself.
     pub auto_compaction: Option<AutoCompaction>,
     /// What the server counts; shared with the store, which measures its fsyncs.
@@ -88,6 +90,7 @@ impl Default for EtcdConfig {
             bcrypt_cost: 10,
             auth_token: TokenKind::Simple,
             auth_token_ttl: token::SIMPLE_TTL,
+            shared_store: false,
             auto_compaction: None,
             metrics: Arc::default(),
         }

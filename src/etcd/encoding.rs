@@ -8,7 +8,11 @@
 //! | `k` number `h` | [`Head`] |
 //! | `k` number `l` revision sub | one change: the record, or its length if it is in chunks |
 //! | `k` number `b` revision sub chunk | a chunk of a record over [`CHUNK_BYTES`] |
-//! | `k` number `e` lease id | the lease |
+//! | `k` number `e` lease id | the lease: its TTL, and what it had left at its last checkpoint, if there was one |
+//! | `k` number `t` lease id | stamp of the lease's last keep-alive, where several servers share the store |
+//! | `k` number `j` count | what one batch did to leases, alarms and users, where several servers share the store |
+//! | `k` number `q` server | number of the server's last batch, where several servers share the store; and when, in milliseconds |
+//! | `k` number `w` server | a server that wants to write and was overtaken |
 //! | `k` number `a` | raised alarms, a byte |
 //! | `k` number `m` | whether authentication is on, a byte, and its revision |
 //! | `k` number `u` name, `k` number `r` name | a user, a role |
@@ -105,6 +109,46 @@ impl Subspace {
         key.freeze()
     }
 
+    /// Where a keep-alive leaves its stamp.
+    pub fn renewal(self, id: i64) -> Bytes {
+        let mut key = self.key(b't', 8);
+        key.put_i64(id);
+        key.freeze()
+    }
+
+    /// What the batch did that raised [`Head::changes`] to `count`.
+    pub fn change(self, count: u64) -> Bytes {
+        let mut key = self.key(b'j', 8);
+        key.put_u64(count);
+        key.freeze()
+    }
+
+    /// The number of the server's last batch.
+    pub fn last_batch(self, server: ServerId) -> Bytes {
+        let mut key = self.key(b'q', 8);
+        key.put_slice(&server);
+        key.freeze()
+    }
+
+    pub fn last_batches(self) -> (Bytes, Bytes) {
+        (self.key(b'q', 0).freeze(), self.key(b'q' + 1, 0).freeze())
+    }
+
+    pub fn intent(self, server: ServerId) -> Bytes {
+        let mut key = self.key(b'w', 8);
+        key.put_slice(&server);
+        key.freeze()
+    }
+
+    pub fn intents(self) -> (Bytes, Bytes) {
+        (self.key(b'w', 0).freeze(), self.key(b'w' + 1, 0).freeze())
+    }
+
+    pub fn parse_intent(self, key: &[u8]) -> Option<ServerId> {
+        let server = key.strip_prefix(self.key(b'w', 0).as_ref())?;
+        server.try_into().ok()
+    }
+
     pub fn alarms(self) -> Bytes {
         self.key(b'a', 0).freeze()
     }
@@ -163,8 +207,15 @@ impl Subspace {
     }
 }
 
-/// Names one batch of the sequencer, so that after an unknown commit result one can look.
-pub type BatchId = [u8; 16];
+/// Tells a server from the others on the same store, while it runs.
+pub type ServerId = [u8; 8];
+
+/// Names one batch of a sequencer, so that after an unknown commit result one can look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchId {
+    pub server: ServerId,
+    pub number: u64,
+}
 
 /// How far the keyspace has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,27 +228,40 @@ pub struct Head {
     /// The log may hold entries after `revision`: parts of a batch that was too large for one
     /// transaction of the store. They do not count until a head counts them in.
     pub spilled: bool,
+    /// Batches that changed leases, alarms or users, where several servers share the store.
+    pub changes: u64,
 }
 
-const HEAD_LEN: usize = 8 + 8 + 16 + 1;
+const HEAD_LEN: usize = 8 + 8 + 16 + 1 + 8;
+/// Heads had no changes once.
+const OLD_HEAD_LEN: usize = HEAD_LEN - 8;
 
 impl Head {
     pub fn encode(&self) -> Bytes {
         let mut value = BytesMut::with_capacity(HEAD_LEN);
         value.put_i64(self.revision);
         value.put_i64(self.compacted);
-        value.put_slice(&self.batch);
+        value.put_slice(&self.batch.server);
+        value.put_u64(self.batch.number);
         value.put_u8(u8::from(self.spilled));
+        value.put_u64(self.changes);
         value.freeze()
     }
 
     pub fn decode(value: &[u8]) -> Option<Head> {
-        let value: &[u8; HEAD_LEN] = value.try_into().ok()?;
+        let (value, changes) = match value.split_at_checked(OLD_HEAD_LEN)? {
+            (value, []) => (value, 0),
+            (value, changes) => (value, u64::from_be_bytes(changes.try_into().ok()?)),
+        };
         Some(Head {
             revision: i64::from_be_bytes(value[..8].try_into().ok()?),
             compacted: i64::from_be_bytes(value[8..16].try_into().ok()?),
-            batch: value[16..32].try_into().ok()?,
+            batch: BatchId {
+                server: value[16..24].try_into().ok()?,
+                number: u64::from_be_bytes(value[24..32].try_into().ok()?),
+            },
             spilled: value[32] != 0,
+            changes,
         })
     }
 }
@@ -226,6 +290,7 @@ mod tests {
         let (start, end) = space.all();
         assert!(start < space.head() && space.lease(-1) < end);
         assert_eq!(space.parse_lease(&space.lease(-5)), Some(-5));
+        assert_eq!(space.parse_intent(&space.intent([7; 8])), Some([7; 8]));
     }
 
     fn keys_of_other() -> Bytes {
@@ -237,8 +302,12 @@ mod tests {
         let head = Head {
             revision: 9,
             compacted: -1,
-            batch: [3; 16],
+            batch: BatchId {
+                server: [3; 8],
+                number: 4,
+            },
             spilled: true,
+            changes: 5,
         };
         assert_eq!(Head::decode(&head.encode()), Some(head));
         assert_eq!(Head::decode(&head.encode()[1..]), None);

@@ -12,9 +12,11 @@ use super::auth::{Proof, Tokens};
 use super::auto_compaction::{self, AutoCompaction};
 use super::batch::{Answer, Command};
 use super::cache::{CachedBytes, CachedValues};
+use super::encoding::Head;
 use super::error::Error;
+use super::follow::Follow;
 use super::key_range::{End, KeyRange};
-use super::lease::LeaseBook;
+use super::lease::{Granted, LeaseBook};
 use super::metrics::{KeyspaceMetrics, Metrics};
 use super::record::Revision;
 use super::sequencer::{QUEUE_LEN, Queued, Sequencer};
@@ -49,6 +51,8 @@ pub struct Keyspace {
     pub hub: Hub,
     pub cached_bytes: CachedBytes,
     pub metrics: KeyspaceMetrics,
+    /// Where several servers share the store.
+    pub follow: Option<Arc<Follow>>,
     /// Ends everything that works for this keyspace.
     pub closed: CancellationToken,
     queue: mpsc::Sender<Queued>,
@@ -69,44 +73,31 @@ impl Keyspace {
         metrics: Arc<Metrics>,
         closed: CancellationToken,
     ) -> Result<(Arc<Keyspace>, tokio::task::JoinHandle<()>), StoreError> {
-        let head = store.head().await?;
-        let alarms = store.alarms().await?;
-        let auth = Arc::new(store.auth().await?);
-        let state = RwLock::new(State::default());
         let cached_bytes = CachedBytes::new(limits.cache_bytes);
-        let mut values = CachedValues::default();
-        let mut from = Some(Revision { main: 0, sub: 0 });
-        while let Some(start) = from {
-            let (records, next) = store.read_log(start, head.revision).await?;
-            {
-                let mut state = state.write();
-                for record in records {
-                    values.push(&record, &cached_bytes);
-                    state.insert(Arc::new(record));
-                }
-            }
-            values.trim(&state, &cached_bytes);
-            from = next;
+        let Loaded {
+            head,
+            state,
+            leases,
+            values,
+        } = load(&store, &clock, &cached_bytes).await?;
+        if store.is_shared() {
+            store.clear_leftovers(clock.now().0).await?;
         }
-        {
-            let mut state = state.write();
-            state.revision = head.revision;
-            state.compacted = head.compacted;
-            state.alarms = alarms;
-            state.auth = auth;
-        }
-        let leases = Mutex::new(load_leases(&store, &state, &clock).await?);
+        let follow = store
+            .is_shared()
+            .then(|| Follow::start(head, &store, &closed));
         let (queue, waiting) = mpsc::channel(QUEUE_LEN);
         let keyspace = Arc::new(Keyspace {
             name,
             hub: Hub::new(head.revision),
             store,
             clock,
-            state,
-            leases,
+            state: RwLock::new(state),
+            leases: Mutex::new(leases),
             tokens: limits.tokens,
             cached_bytes,
             metrics: KeyspaceMetrics::new(metrics),
+            follow,
             closed,
             queue,
             room: Semaphore::new(limits.pending.min(Semaphore::MAX_PERMITS)),
@@ -114,7 +105,7 @@ impl Keyspace {
         });
         if head.compacted > 0 {
             // The last run may have ended in the middle of it.
-            Keyspace::spawn_compaction(&keyspace, head.compacted);
+            Keyspace::spawn_compaction(&keyspace, head.compacted, true);
         }
         let sequencer = Sequencer::new(Arc::clone(&keyspace), waiting, head, values);
         let task = tokio::spawn(sequencer.run());
@@ -142,6 +133,14 @@ impl Keyspace {
         };
         self.queue.send(queued).await.map_err(|_| Error::Stopped)?;
         answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Resolves when everything can be read that was acknowledged before, by whichever server of the store.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        match &self.follow {
+            None => Ok(()),
+            Some(follow) => follow.current().await,
+        }
     }
 
     /// Requests that wait for the sequencer.
@@ -173,14 +172,15 @@ impl Keyspace {
         self.compacting.lock().await
     }
 
-    /// Frees what compaction at `revision` has made unreachable, in the background.
-    pub fn spawn_compaction(keyspace: &Arc<Keyspace>, revision: i64) {
+    /// Frees what compaction at `revision` has made unreachable, in the background; in the store, too, if no other
+    /// server does that.
+    pub fn spawn_compaction(keyspace: &Arc<Keyspace>, revision: i64, in_store: bool) {
         let keyspace = Arc::clone(keyspace);
         tokio::spawn(async move {
             let closed = keyspace.closed.clone();
             tokio::select! {
                 () = closed.cancelled() => {}
-                outcome = keyspace.compact_physically(revision) => {
+                outcome = keyspace.compact_physically(revision, in_store) => {
                     if let Err(error) = outcome {
                         // Nothing is wrong but the space it takes: the next start tries again.
                         tracing::warn!(keyspace = %keyspace.name, %error, "compaction was cut short");
@@ -190,8 +190,12 @@ impl Keyspace {
         });
     }
 
-    /// Frees what compaction at `revision` has made unreachable.
-    pub async fn compact_physically(&self, revision: i64) -> Result<(), StoreError> {
+    /// Frees what compaction at `revision` has made unreachable: in memory, and in the store if asked to.
+    pub async fn compact_physically(
+        &self,
+        revision: i64,
+        in_store: bool,
+    ) -> Result<(), StoreError> {
         let _alone = self.compacting.lock().await;
         let mut from = Bytes::new();
         loop {
@@ -201,7 +205,9 @@ impl Keyspace {
             };
             let freed = step.removed.iter().map(|record| record.cached_bytes());
             self.cached_bytes.sub(freed.sum());
-            self.store.clear_records(&step.removed).await?;
+            if in_store {
+                self.store.clear_records(&step.removed).await?;
+            }
             match step.next {
                 Some(next) => from = next,
                 None => return Ok(()),
@@ -211,28 +217,84 @@ impl Keyspace {
     }
 }
 
-async fn load_leases(
+/// A keyspace as the store has it.
+pub struct Loaded {
+    pub head: Head,
+    pub state: State,
+    pub leases: LeaseBook,
+    pub values: CachedValues,
+}
+
+/// Reads the whole keyspace. What it takes of `cached_bytes` is the caller's to give back.
+pub async fn load(
     store: &Store,
-    state: &RwLock<State>,
     clock: &Clock,
-) -> Result<LeaseBook, StoreError> {
-    let mut leases = LeaseBook::default();
-    let now = clock.now();
-    let granted = store.leases().await?;
-    if granted.is_empty() {
-        return Ok(leases);
+    cached_bytes: &CachedBytes,
+) -> Result<Loaded, StoreError> {
+    loop {
+        let head = store.head().await?;
+        let state = RwLock::new(State::default());
+        let mut values = CachedValues::default();
+        let mut from = Some(Revision { main: 0, sub: 0 });
+        while let Some(start) = from {
+            let (records, next) = store.read_log(start, head.revision).await?;
+            {
+                let mut state = state.write();
+                for record in records {
+                    values.push(&record, cached_bytes);
+                    state.insert(Arc::new(record));
+                }
+            }
+            values.trim(&state, cached_bytes);
+            from = next;
+        }
+        let alarms = store.alarms().await?;
+        let auth = Arc::new(store.auth().await?);
+        let granted = store.leases().await?;
+        if store.is_shared() {
+            // What another server has compacted meanwhile may be missing, a tombstone for one.
+            let now = store.head().await?;
+            if now.compacted != head.compacted {
+                cached_bytes.sub(state.into_inner().cached_bytes());
+                continue;
+            }
+        }
+        let mut state = state.into_inner();
+        state.revision = head.revision;
+        state.compacted = head.compacted;
+        state.alarms = alarms;
+        state.auth = auth;
+        let leases = load_leases(granted, &state, store.is_shared(), clock);
+        return Ok(Loaded {
+            head,
+            state,
+            leases,
+            values,
+        });
     }
-    for (id, ttl) in granted {
-        leases.grant(id, ttl, now);
+}
+
+fn load_leases(
+    granted: Vec<(i64, Granted)>,
+    state: &State,
+    shared: bool,
+    clock: &Clock,
+) -> LeaseBook {
+    let mut leases = LeaseBook::new(shared);
+    if granted.is_empty() {
+        return leases;
+    }
+    let now = clock.now();
+    for (id, granted) in granted {
+        leases.restore(id, granted, now);
     }
     let all = KeyRange {
         start: Bytes::new(),
         end: End::Open,
     };
-    let state = state.read();
     state.index.scan(&all, state.revision, |record| {
         leases.attach(record.lease, &record.key);
         ControlFlow::Continue(())
     });
-    Ok(leases)
+    leases
 }

@@ -1,8 +1,14 @@
 //! Leases: keys that live while somebody keeps them alive.
 //!
 //! The store holds a lease's id and TTL; which keys hang on it, the keys' own records say. When a
-//! lease runs out lives in memory alone, so that keeping a lease alive costs no write; a restart
-//! gives every lease its whole TTL again, which is at least what it had left.
+//! lease runs out lives in memory alone, so that keeping a lease alive costs no write. What a long
+//! lease has left is written down now and then, its checkpoint; a restart gives every lease what its
+//! checkpoint says, or its whole TTL, and that is at least what it had left. A keep-alive takes the
+//! checkpoint back before it is answered.
+//!
+//! Where several servers share the store, each counts for itself, and a keep-alive leaves a stamp in the
+//! store: before a server lets a lease run out, it looks whether the stamp is still the one it has seen, and
+//! counts anew if it is not. So no server depends on another's clock. There are no checkpoints then.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -18,6 +24,12 @@ pub const MIN_TTL: i64 = 2;
 /// Longer TTLs are refused, in seconds.
 pub const MAX_TTL: i64 = 9_000_000_000;
 
+/// A lease is checkpointed after so long without keep-alive, and again and again, while it has more than that left.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+
+/// What a keep-alive leaves in a shared store.
+pub type Stamp = [u8; 8];
+
 /// The TTL that a lease gets when `requested` was asked for, in seconds.
 pub fn granted_ttl(requested: i64) -> Result<i64, Error> {
     if requested > MAX_TTL {
@@ -32,6 +44,12 @@ struct Lease {
     ttl: i64,
     /// When it runs out; the pair is in [`LeaseBook::deadlines`].
     deadline: Timestamp,
+    /// Seconds that were left at the checkpoint that the store holds.
+    checkpoint: Option<i64>,
+    /// When the next checkpoint is due; the pair is in [`LeaseBook::checkpoints`].
+    checkpoint_at: Option<Timestamp>,
+    /// The stamp of the last keep-alive that this server knows of.
+    stamp: Option<Stamp>,
     keys: BTreeSet<Bytes>,
 }
 
@@ -41,6 +59,9 @@ pub struct LeaseBook {
     leases: HashMap<i64, Lease>,
     /// Every lease once.
     deadlines: BTreeSet<(Timestamp, i64)>,
+    checkpoints: BTreeSet<(Timestamp, i64)>,
+    /// There are no checkpoints.
+    shared: bool,
 }
 
 /// A keep-alive's outcome.
@@ -48,6 +69,8 @@ pub struct LeaseBook {
 pub enum Renewal {
     /// The lease has its whole TTL again, in seconds.
     Renewed(i64),
+    /// The same, but a restart would give it less: its checkpoint must go before the client hears of it.
+    Checkpointed(i64),
     /// It has run out, but its keys may still be there.
     Expired,
     Missing,
@@ -61,27 +84,145 @@ pub struct TimeToLive {
     pub keys: Vec<Bytes>,
 }
 
+/// A lease as the store has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Seconds.
+    pub ttl: i64,
+    /// Seconds that were left at its checkpoint, if there is one.
+    pub left: Option<i64>,
+}
+
+impl Granted {
+    pub fn encode(self) -> Bytes {
+        let mut value = self.ttl.to_be_bytes().to_vec();
+        if let Some(left) = self.left {
+            value.extend_from_slice(&left.to_be_bytes());
+        }
+        Bytes::from(value)
+    }
+
+    pub fn decode(value: &[u8]) -> Option<Granted> {
+        let (ttl, left) = value.split_at_checked(8)?;
+        let left = match left {
+            [] => None,
+            left => Some(i64::from_be_bytes(left.try_into().ok()?)),
+        };
+        Some(Granted {
+            ttl: i64::from_be_bytes(ttl.try_into().ok()?),
+            left,
+        })
+    }
+}
+
 fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(ttl.unsigned_abs())
 }
 
 impl LeaseBook {
+    /// For a store that several servers share, or for one server's own.
+    pub fn new(shared: bool) -> LeaseBook {
+        LeaseBook {
+            shared,
+            ..LeaseBook::default()
+        }
+    }
+
     pub fn grant(&mut self, id: i64, ttl: i64, now: Timestamp) {
-        let deadline = now.saturating_add(seconds(ttl));
+        self.restore(id, Granted { ttl, left: None }, now);
+    }
+
+    /// Adds a lease as the store has it.
+    pub fn restore(&mut self, id: i64, Granted { ttl, left }: Granted, now: Timestamp) {
+        self.revoke(id);
+        let deadline = now.saturating_add(seconds(left.unwrap_or(ttl)));
         let lease = Lease {
             ttl,
             deadline,
+            checkpoint: left,
+            checkpoint_at: None,
+            stamp: None,
             keys: BTreeSet::new(),
         };
-        if let Some(old) = self.leases.insert(id, lease) {
-            self.deadlines.remove(&(old.deadline, id));
-        }
+        self.leases.insert(id, lease);
         self.deadlines.insert((deadline, id));
+        self.schedule_checkpoint(id, now);
     }
 
     pub fn revoke(&mut self, id: i64) {
         if let Some(lease) = self.leases.remove(&id) {
             self.deadlines.remove(&(lease.deadline, id));
+            if let Some(at) = lease.checkpoint_at {
+                self.checkpoints.remove(&(at, id));
+            }
+        }
+    }
+
+    /// Sets when the lease's next checkpoint is due, if it needs one.
+    fn schedule_checkpoint(&mut self, id: i64, now: Timestamp) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        if let Some(at) = lease.checkpoint_at.take() {
+            self.checkpoints.remove(&(at, id));
+        }
+        if !self.shared && now.until(lease.deadline) > CHECKPOINT_INTERVAL {
+            let at = now.saturating_add(CHECKPOINT_INTERVAL);
+            lease.checkpoint_at = Some(at);
+            self.checkpoints.insert((at, id));
+        }
+    }
+
+    /// Up to `limit` leases whose checkpoints are due, with the seconds they have left.
+    pub fn due_checkpoints(&self, now: Timestamp, limit: usize) -> Vec<(i64, i64)> {
+        let due = self.checkpoints.iter();
+        due.take_while(|(at, _)| *at <= now)
+            .take(limit)
+            .filter_map(|(_, id)| {
+                let left = now.until(self.leases.get(id)?.deadline);
+                // Rounded up: never less than there is.
+                let whole = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+                Some((*id, i64::try_from(whole).unwrap_or(i64::MAX)))
+            })
+            .collect()
+    }
+
+    /// The store holds this checkpoint now, or none.
+    pub fn checkpoint(&mut self, id: i64, left: Option<i64>, now: Timestamp) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.checkpoint = left;
+            self.schedule_checkpoint(id, now);
+        }
+    }
+
+    /// The TTL, in seconds.
+    pub fn ttl(&self, id: i64) -> Option<i64> {
+        self.leases.get(&id).map(|lease| lease.ttl)
+    }
+
+    /// What the store said of the lease's last keep-alive. One that this server did not know of makes it count anew.
+    pub fn observe(&mut self, id: i64, stamp: Option<Stamp>, now: Timestamp) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        if lease.stamp != stamp {
+            lease.stamp = stamp;
+            self.extend(id, now);
+        }
+    }
+
+    /// The stamp of the last keep-alive that this server knows of.
+    pub fn stamp(&self, id: i64) -> Option<Stamp> {
+        self.leases.get(&id)?.stamp
+    }
+
+    /// Gives the lease its whole TTL from now on.
+    fn extend(&mut self, id: i64, now: Timestamp) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            self.deadlines.remove(&(lease.deadline, id));
+            lease.deadline = now.saturating_add(seconds(lease.ttl));
+            self.deadlines.insert((lease.deadline, id));
+            self.schedule_checkpoint(id, now);
         }
     }
 
@@ -123,16 +264,19 @@ impl LeaseBook {
     }
 
     pub fn keep_alive(&mut self, id: i64, now: Timestamp) -> Renewal {
-        let Some(lease) = self.leases.get_mut(&id) else {
+        let Some(lease) = self.leases.get(&id) else {
             return Renewal::Missing;
         };
         if lease.deadline <= now {
             return Renewal::Expired;
         }
-        self.deadlines.remove(&(lease.deadline, id));
-        lease.deadline = now.saturating_add(seconds(lease.ttl));
-        self.deadlines.insert((lease.deadline, id));
-        Renewal::Renewed(lease.ttl)
+        let (ttl, checkpointed) = (lease.ttl, lease.checkpoint.is_some());
+        self.extend(id, now);
+        if checkpointed {
+            Renewal::Checkpointed(ttl)
+        } else {
+            Renewal::Renewed(ttl)
+        }
     }
 
     pub fn time_to_live(&self, id: i64, now: Timestamp, with_keys: bool) -> Option<TimeToLive> {
@@ -182,8 +326,11 @@ impl LeaseBook {
             .collect()
     }
 
+    /// When a lease runs out or a checkpoint is due.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+        let first = |due: &BTreeSet<(Timestamp, i64)>| due.first().map(|(at, _)| *at);
+        let due = [first(&self.deadlines), first(&self.checkpoints)];
+        due.into_iter().flatten().min()
     }
 }
 
@@ -224,5 +371,50 @@ mod tests {
         assert_eq!(book.ids(), [7]);
         let left = book.time_to_live(7, at(10), false).expect("alive");
         assert_eq!((left.remaining, left.granted), (Duration::from_secs(9), 10));
+    }
+
+    #[test]
+    fn a_long_lease_is_checkpointed_until_it_is_kept_alive() {
+        let mut book = LeaseBook::default();
+        let at = |seconds: i64| Timestamp(seconds * 1000);
+        book.grant(1, 300, at(0));
+        book.grant(2, 1000, at(0));
+        assert_eq!(book.next_deadline(), Some(at(300)));
+        assert_eq!(book.due_checkpoints(at(299), 9), []);
+        assert_eq!(book.due_checkpoints(at(300), 9), [(2, 700)]);
+        book.checkpoint(2, Some(700), at(300));
+        assert_eq!(book.due_checkpoints(at(599), 9), []);
+        assert_eq!(book.due_checkpoints(at(600), 9), [(2, 400)]);
+        assert_eq!(book.keep_alive(2, at(500)), Renewal::Checkpointed(1000));
+        book.checkpoint(2, None, at(500));
+        assert_eq!(book.keep_alive(2, at(501)), Renewal::Renewed(1000));
+        assert_eq!(book.due_checkpoints(at(800), 9), []);
+        assert_eq!(book.due_checkpoints(at(801), 9), [(2, 700)]);
+        // As a restart finds it.
+        let granted = Granted {
+            ttl: 1000,
+            left: Some(700),
+        };
+        assert_eq!(Granted::decode(&granted.encode()), Some(granted));
+        book.restore(3, granted, at(2000));
+        assert!(!book.is_expired(3, at(2699)));
+        assert!(book.is_expired(3, at(2700)));
+        book.revoke(2);
+        book.revoke(3);
+        assert_eq!(book.due_checkpoints(at(9000), 9), []);
+    }
+
+    #[test]
+    fn an_unknown_stamp_means_that_another_server_has_kept_the_lease_alive() {
+        let mut book = LeaseBook::new(true);
+        let at = |seconds: i64| Timestamp(seconds * 1000);
+        book.grant(1, 1000, at(0));
+        assert_eq!(book.next_deadline(), Some(at(1000)));
+        book.observe(1, None, at(1000));
+        assert!(book.is_expired(1, at(1000)));
+        book.observe(1, Some([1; 8]), at(1000));
+        assert!(!book.is_expired(1, at(1999)));
+        book.observe(1, Some([1; 8]), at(1999));
+        assert!(book.is_expired(1, at(2000)));
     }
 }

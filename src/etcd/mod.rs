@@ -32,6 +32,7 @@ mod config;
 mod encoding;
 mod error;
 mod event;
+mod follow;
 mod gateway;
 mod hash;
 mod health;

@@ -6,8 +6,15 @@
 //! larger the batches, the fewer fsyncs per request. Nothing is readable before it is durable, since the
 //! index changes only after the commit.
 //!
+//! Where several servers share the store, each has a sequencer, and the head in the store decides: a batch is written
+//! only if the head is the one it was evaluated against, else what others have written is taken over first
+//! ([`catch_up`]) and the batch evaluated again. See [`turns`] for who gives way to whom.
+//!
 //! Per put of n bytes: one store key of 18 bytes and n + about 30 bytes, 1/batch of a 33-byte head
 //! and of an fsync; three allocations (record, key if it is new, event); no lock held across an await.
+
+mod catch_up;
+mod turns;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,16 +22,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use self::turns::Turns;
 use super::auth::Proof;
 use super::batch::{Answer, Batch, Command, Context};
 use super::cache::CachedValues;
 use super::encoding::Head;
 use super::error::Error;
-use super::event::{Event, RevisionEvents};
+use super::event::RevisionEvents;
 use super::keyspace::Keyspace;
-use super::record::{Revision, SharedRecord};
-use super::store::{Outcome, StoreError};
-use super::view::{Fault, Fetched, View as _};
+use super::store::{CommitRequest, Outcome, StoreError};
+use super::view::{Fault, Fetched};
 
 /// Requests that wait for the sequencer; more senders wait for room.
 pub const QUEUE_LEN: usize = 4096;
@@ -32,7 +39,7 @@ pub const QUEUE_LEN: usize = 4096;
 const BATCH_LEN: usize = 1024;
 /// A batch ends with the request that brings its writes to this many bytes.
 const BATCH_BYTES: usize = 4_000_000;
-/// Leases that are revoked in one batch because they ran out.
+/// Leases that are revoked in one batch because they ran out, and that are checkpointed in one.
 const EXPIRIES: usize = 256;
 /// Readers wait at most for so many revisions to be applied at a time.
 const APPLY_LEN: usize = 64;
@@ -56,7 +63,10 @@ pub struct Sequencer {
     keyspace: Arc<Keyspace>,
     queue: mpsc::Receiver<Queued>,
     head: Head,
+    /// The store's version at which the head was this one.
+    known_at: Option<i64>,
     values: CachedValues,
+    turns: Turns,
 }
 
 impl Sequencer {
@@ -70,7 +80,9 @@ impl Sequencer {
             keyspace,
             queue,
             head,
+            known_at: None,
             values,
+            turns: Turns::default(),
         }
     }
 
@@ -78,6 +90,7 @@ impl Sequencer {
     pub async fn run(mut self) {
         let mut waiting = Vec::new();
         let closed = self.keyspace.closed.clone();
+        let follow = self.keyspace.follow.clone();
         loop {
             let deadline = self.keyspace.leases.lock().next_deadline();
             let clock = self.keyspace.clock.clone();
@@ -87,9 +100,21 @@ impl Sequencer {
                     None => std::future::pending().await,
                 }
             };
+            let behind = async {
+                match &follow {
+                    Some(follow) => follow.behind.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = closed.cancelled() => return,
+                () = behind => {
+                    if let Err(error) = self.catch_up().await {
+                        self.pause(&error).await;
+                    }
+                    continue;
+                }
                 received = self.queue.recv_many(&mut waiting, BATCH_LEN) => {
                     if received == 0 {
                         return;
@@ -106,22 +131,41 @@ impl Sequencer {
                     waiting.push(queued);
                 }
             }
-            let expired = self
-                .keyspace
-                .leases
-                .lock()
-                .expired(self.keyspace.clock.now(), EXPIRIES);
-            waiting.extend(expired.into_iter().map(|id| Queued {
-                command: Command::Expire(id),
-                proof: Proof::Trusted,
-                reply: None,
-            }));
+            match self.due().await {
+                Ok(due) => waiting.extend(due.into_iter().map(|command| Queued {
+                    command,
+                    proof: Proof::Trusted,
+                    reply: None,
+                })),
+                Err(error) => self.pause(&error).await,
+            }
             let mut rest = std::mem::take(&mut waiting).into();
             while !VecDeque::is_empty(&rest) {
                 self.run_batch(&mut rest).await;
             }
             waiting = rest.into();
         }
+    }
+
+    /// What leases ask for by themselves.
+    async fn due(&self) -> Result<Vec<Command>, StoreError> {
+        let Keyspace { leases, clock, .. } = &*self.keyspace;
+        let mut expired = leases.lock().expired(clock.now(), EXPIRIES);
+        if !expired.is_empty() && self.keyspace.store.is_shared() {
+            let stamps = self.keyspace.store.stamps(&expired).await?;
+            let mut leases = leases.lock();
+            for (id, stamp) in expired.iter().zip(stamps) {
+                leases.observe(*id, stamp, clock.now());
+            }
+            expired.retain(|id| leases.is_expired(*id, clock.now()));
+        }
+        let checkpoints = leases.lock().due_checkpoints(clock.now(), EXPIRIES);
+        let checkpoints = checkpoints.into_iter().map(|(id, left)| {
+            let left = Some(left);
+            Command::Checkpoint { id, left }
+        });
+        let expired = expired.into_iter().map(Command::Expire);
+        Ok(expired.chain(checkpoints).collect())
     }
 
     /// Takes requests off the front until the batch is full, and sees the batch through.
@@ -142,16 +186,28 @@ impl Sequencer {
                             let _ = reply.send(answer);
                         }
                     }
-                    return;
+                    return self.give_way().await;
                 }
-                Ok(Outcome::Foreign(head)) => {
-                    if let Err(error) = self.catch_up(head).await {
+                Ok(Outcome::Foreign(_)) => {
+                    if let Err(error) = self.overtaken().await {
                         return self.fail(taken, &error).await;
+                    }
+                }
+                Ok(Outcome::KeptAlive(stamps)) => {
+                    let now = self.keyspace.clock.now();
+                    let mut leases = self.keyspace.leases.lock();
+                    for (id, stamp) in stamps {
+                        leases.observe(id, stamp, now);
                     }
                 }
                 Err(error) => return self.fail(taken, &error).await,
             }
         }
+    }
+
+    async fn pause(&self, error: &StoreError) {
+        tracing::error!(keyspace = %self.keyspace.name, %error, "the store cannot be read");
+        drop(self.keyspace.clock.sleep(FAILURE_PAUSE).await);
     }
 
     /// Nobody knows whether the batch is in. If it is, the next batch finds its head.
@@ -217,31 +273,49 @@ impl Sequencer {
     }
 
     async fn commit(&mut self, batch: &Batch, alone: bool) -> Result<Outcome, StoreError> {
+        let store = &self.keyspace.store;
         if batch.is_read_only(&self.keyspace.state.read()) {
+            if store.is_shared() {
+                // What it was evaluated against may be the past.
+                let head = store.head().await?;
+                if head.batch != self.head.batch {
+                    return Ok(Outcome::Foreign(head));
+                }
+            }
             return Ok(Outcome::Committed);
         }
+        let noted = store.is_shared() && batch.writes.has_notes();
         let next = Head {
             revision: batch.revision,
             compacted: batch.compacted,
-            batch: rand::random(),
+            batch: store.next_batch(&self.head),
             spilled: false,
+            changes: self.head.changes + u64::from(noted),
         };
-        let store = &self.keyspace.store;
         // Measured for the metrics, never decided upon.
         let started = Instant::now();
-        let outcome = store
-            .commit(&self.head, &next, &batch.writes, alone)
-            .await?;
+        let request = CommitRequest {
+            expected: &self.head,
+            next: &next,
+            writes: &batch.writes,
+            alone,
+            known_at: self.known_at,
+            announced: self.turns.announced(),
+            at: self.keyspace.clock.now().0,
+        };
+        let (outcome, known_at) = self.turns.watch(store, store.commit(&request)).await?;
         self.keyspace.metrics.server.count_commit(started);
         if outcome == Outcome::Committed {
             self.head = next;
+            self.known_at = known_at.filter(|_| store.is_shared());
+            self.turns.committed();
         }
         Ok(outcome)
     }
 
     fn apply(&mut self, batch: Batch) {
         self.apply_events(&batch.events);
-        self.apply_compaction(batch.compacted);
+        self.apply_compaction(batch.compacted, true);
         let (alarms, auth) = {
             let state = self.keyspace.state.read();
             (
@@ -259,14 +333,18 @@ impl Sequencer {
             batch.apply_to_leases(&mut self.keyspace.leases.lock(), now);
         }
         self.keyspace.hub.notify(&batch.events);
+        if let Some(follow) = &self.keyspace.follow {
+            follow.applied(self.head);
+        }
     }
 
-    fn apply_compaction(&self, compacted: i64) {
+    /// Whoever has compacted clears the store.
+    fn apply_compaction(&self, compacted: i64, ours: bool) {
         let mut state = self.keyspace.state.write();
         if compacted > state.compacted {
             state.compacted = compacted;
             drop(state);
-            Keyspace::spawn_compaction(&self.keyspace, compacted);
+            Keyspace::spawn_compaction(&self.keyspace, compacted, ours);
         }
     }
 
@@ -283,64 +361,5 @@ impl Sequencer {
         }
         let keyspace = &self.keyspace;
         self.values.trim(&keyspace.state, &keyspace.cached_bytes);
-    }
-
-    /// Takes over what the log says between this keyspace's revision and the head: another server
-    /// has written, or a commit of ours that we knew nothing of is in.
-    async fn catch_up(&mut self, head: Head) -> Result<(), StoreError> {
-        let store = self.keyspace.store.clone();
-        let mut from = Some(Revision {
-            main: self.keyspace.state.read().revision + 1,
-            sub: 0,
-        });
-        let mut records: Vec<SharedRecord> = Vec::new();
-        while let Some(start) = from {
-            let (page, next) = store.read_log(start, head.revision).await?;
-            records.extend(page.into_iter().map(Arc::new));
-            from = next;
-        }
-        let mut granted = store.leases().await?;
-        let alarms = store.alarms().await?;
-        let auth = Arc::new(store.auth().await?);
-        {
-            let mut state = self.keyspace.state.write();
-            state.alarms = alarms;
-            state.auth = auth;
-        }
-        {
-            let now = self.keyspace.clock.now();
-            let mut leases = self.keyspace.leases.lock();
-            for id in leases.ids() {
-                if granted.iter().all(|(other, _)| *other != id) {
-                    leases.revoke(id);
-                }
-            }
-            granted.retain(|(id, _)| !leases.contains(*id));
-            for (id, ttl) in granted {
-                leases.grant(id, ttl, now);
-            }
-        }
-        for revision in records.chunk_by(|a, b| a.revision.main == b.revision.main) {
-            let main = revision[0].revision.main;
-            let events = {
-                let state = self.keyspace.state.read();
-                let previous = |record: &SharedRecord| state.get(&record.key, main - 1);
-                let event = |record: &SharedRecord| Event::new(record.clone(), previous(record));
-                revision.iter().map(event).collect()
-            };
-            let events = [Arc::new(RevisionEvents::new(main, events))];
-            self.apply_events(&events);
-            self.keyspace.leases.lock().apply(&events[0]);
-            self.keyspace.hub.notify(&events);
-        }
-        // A compacted log may lack the newest revisions' records.
-        {
-            let mut state = self.keyspace.state.write();
-            state.revision = state.revision.max(head.revision);
-        }
-        self.apply_compaction(head.compacted);
-        self.keyspace.hub.advance(head.revision);
-        self.head = head;
-        Ok(())
     }
 }

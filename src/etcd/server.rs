@@ -252,7 +252,7 @@ impl Inner {
         let space = store::open_keyspace(&self.database, &slot.name).await?;
         Keyspace::open(
             Arc::clone(&slot.name),
-            Store::new(self.database.clone(), space),
+            Store::new(self.database.clone(), space, self.config.shared_store),
             self.clock.clone(),
             self.limits(&slot.name),
             Arc::clone(&self.config.metrics),

@@ -164,6 +164,14 @@ pub fn is_read_only(request: &TxnRequest) -> bool {
     operations.all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
+/// Whether a read-only transaction is content with the past: all that it asks is.
+pub fn is_serializable(request: &TxnRequest) -> bool {
+    let mut operations = request.success.iter().chain(&request.failure);
+    operations.all(|operation| {
+        matches!(&operation.request, Some(Request::RequestRange(range)) if range.serializable)
+    })
+}
+
 /// The leases that the transaction may hang keys on.
 pub fn leases(request: &TxnRequest, found: &mut BTreeSet<i64>) {
     for operation in request.success.iter().chain(&request.failure) {

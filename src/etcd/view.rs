@@ -46,6 +46,14 @@ impl State {
         self.index.insert(record);
     }
 
+    /// Bytes of the values that are in memory.
+    pub fn cached_bytes(&self) -> usize {
+        let mut bytes = 0;
+        self.index
+            .versions_of_all(|record| bytes += record.cached_bytes());
+        bytes
+    }
+
     /// See [`Index::compact`].
     pub fn compact(&mut self, revision: i64, from: &[u8], blocks: usize) -> CompactionStep {
         let step = self.index.compact(revision, from, blocks);

@@ -18,6 +18,8 @@ use tokio::sync::oneshot;
 pub(super) struct State {
     /// The view that is read, and when it was taken. Set by the first read.
     pub(super) view: Option<(Arc<View>, Duration)>,
+    /// The read version that the caller has set, and when.
+    pub(super) pinned: Option<(i64, Duration)>,
     pub(super) mutations: Vec<Mutation>,
     pub(super) overlay: Overlay,
     /// What must be unchanged at commit.
@@ -56,6 +58,7 @@ impl State {
     pub(super) fn new(patience: Patience) -> Self {
         State {
             view: None,
+            pinned: None,
             mutations: Vec::new(),
             overlay: Overlay::default(),
             read_keys: HashSet::new(),
@@ -246,9 +249,9 @@ impl State {
     pub(super) fn take_commit(&mut self) -> CommitRequestParts {
         let read = (!self.read_keys.is_empty() || !self.read_ranges.is_empty())
             .then(|| {
-                self.view
-                    .as_ref()
-                    .map(|(view, taken)| (view.version, *taken))
+                let viewed = self.view.as_ref();
+                self.pinned
+                    .or_else(|| viewed.map(|(view, taken)| (view.version, *taken)))
             })
             .flatten();
         let keys = std::mem::take(&mut self.read_keys)

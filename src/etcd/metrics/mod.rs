@@ -289,6 +289,7 @@ impl Metrics {
                     self.lease_ttl.observe(*ttl as f64);
                 }
                 LeaseChange::Revoke { .. } => self.leases_revoked.inc(),
+                LeaseChange::Checkpoint { .. } => {}
             }
         }
     }

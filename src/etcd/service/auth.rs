@@ -31,7 +31,7 @@ impl Backend {
         credentials: &Credentials,
         change: Change,
     ) -> Result<Option<ResponseHeader>, Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_root()?;
         let forget = match &change {
@@ -61,7 +61,7 @@ impl Backend {
         credentials: &Credentials,
         password: String,
     ) -> Result<Bytes, Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         credentials.caller(&keyspace)?.check_root()?;
         self.server.passwords.hash(password).await
     }
@@ -116,7 +116,7 @@ impl Auth for Backend {
         request: Request<AuthStatusRequest>,
     ) -> Result<Response<AuthStatusResponse>, Status> {
         self.check_root(&request).await?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let auth = Arc::clone(&keyspace.state.read().auth);
         Ok(Response::new(AuthStatusResponse {
             header: self.header(&keyspace),
@@ -130,7 +130,7 @@ impl Auth for Backend {
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
         let AuthenticateRequest { name, password } = request.into_inner();
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         loop {
             let auth = Arc::clone(&keyspace.state.read().auth);
             self.check_password(&auth, &name, password.clone()).await?;
@@ -182,7 +182,7 @@ impl Auth for Backend {
         &self,
         request: Request<AuthUserGetRequest>,
     ) -> Result<Response<AuthUserGetResponse>, Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let caller = Credentials::of(&request).caller(&keyspace)?;
         let AuthUserGetRequest { name } = request.into_inner();
         if caller.name() != Some(name.as_str()) {
@@ -201,7 +201,7 @@ impl Auth for Backend {
         request: Request<AuthUserListRequest>,
     ) -> Result<Response<AuthUserListResponse>, Status> {
         self.check_root(&request).await?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let auth = Arc::clone(&keyspace.state.read().auth);
         Ok(Response::new(AuthUserListResponse {
             header: self.header(&keyspace),
@@ -275,7 +275,7 @@ impl Auth for Backend {
         &self,
         request: Request<AuthRoleGetRequest>,
     ) -> Result<Response<AuthRoleGetResponse>, Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let caller = Credentials::of(&request).caller(&keyspace)?;
         let AuthRoleGetRequest { role: name } = request.into_inner();
         let auth = Arc::clone(&keyspace.state.read().auth);
@@ -305,7 +305,7 @@ impl Auth for Backend {
         request: Request<AuthRoleListRequest>,
     ) -> Result<Response<AuthRoleListResponse>, Status> {
         self.check_root(&request).await?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let auth = Arc::clone(&keyspace.state.read().auth);
         Ok(Response::new(AuthRoleListResponse {
             header: self.header(&keyspace),

@@ -139,7 +139,7 @@ impl Kv for Backend {
         let credentials = Credentials::of(&request);
         let request = request.into_inner();
         range::validate(&request)?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.keyspace_to_read(request.serializable).await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_range(&request)?;
         let proof = caller.proof();
@@ -165,7 +165,7 @@ impl Kv for Backend {
         let credentials = Credentials::of(&request);
         let request = request.into_inner();
         range::validate(&request)?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.keyspace_to_read(request.serializable).await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_range(&request)?;
         let proof = caller.proof();
@@ -196,7 +196,7 @@ impl Kv for Backend {
         let request = request.into_inner();
         txn::validate_put(&request)?;
         self.check_size(&request)?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_put(&request, &keyspace.leases)?;
         self.check_quota(&keyspace, alarm::put_cost(&request))
@@ -221,7 +221,7 @@ impl Kv for Backend {
         let request = request.into_inner();
         txn::validate_delete(&request)?;
         self.check_size(&request)?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_delete(&request)?;
         let Answer::Delete(answer) = keyspace
@@ -240,7 +240,12 @@ impl Kv for Backend {
         let credentials = Credentials::of(&request);
         let request = request.into_inner();
         txn::validate(&request, self.server.config.max_txn_ops)?;
-        let keyspace = self.keyspace().await?;
+        let keyspace = if txn::is_read_only(&request) {
+            self.keyspace_to_read(txn::is_serializable(&request))
+                .await?
+        } else {
+            self.checked_keyspace().await?
+        };
         let caller = credentials.caller(&keyspace)?;
         caller.check_txn(&request, &keyspace.leases)?;
         let (answer, fetched) = if txn::is_read_only(&request) {
@@ -276,7 +281,7 @@ impl Kv for Backend {
     ) -> Result<Response<CompactionResponse>, Status> {
         let credentials = Credentials::of(&request);
         let CompactionRequest { revision, physical } = request.into_inner();
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_root()?;
         let compact = Command::Compact(revision);
@@ -285,7 +290,7 @@ impl Kv for Backend {
             return Err(Error::Corrupt.into());
         };
         if physical {
-            let freed = keyspace.compact_physically(revision).await;
+            let freed = keyspace.compact_physically(revision, true).await;
             freed.map_err(Error::from)?;
         }
         Ok(Response::new(CompactionResponse {

@@ -17,7 +17,50 @@ use crate::etcd::alarm;
 use crate::etcd::auth::Credentials;
 use crate::etcd::batch::{Answer, Command};
 use crate::etcd::error::Error;
+use crate::etcd::follow::Follow;
+use crate::etcd::keyspace::Keyspace;
 use crate::etcd::lease::Renewal;
+
+/// The lease's TTL in seconds, all of which it has from now on; 0 if there is no such lease any more.
+async fn keep_alive_here(keyspace: &Keyspace, id: i64) -> Result<i64, Error> {
+    let renewal = keyspace.leases.lock().keep_alive(id, keyspace.clock.now());
+    match renewal {
+        Renewal::Renewed(ttl) => Ok(ttl),
+        Renewal::Checkpointed(ttl) => {
+            let left = None;
+            keyspace.submit(Command::Checkpoint { id, left }).await?;
+            Ok(ttl)
+        }
+        Renewal::Missing => Ok(0),
+        Renewal::Expired => {
+            // Its keys must be gone when the client hears of it.
+            keyspace.submit(Command::Expire(id)).await?;
+            Ok(0)
+        }
+    }
+}
+
+/// The same where other servers count the lease's time, too: the store decides.
+async fn keep_alive_everywhere(
+    keyspace: &Keyspace,
+    follow: &Follow,
+    id: i64,
+) -> Result<i64, Error> {
+    let Some(stamp) = follow.keep_alive(id).await? else {
+        return Ok(0);
+    };
+    let known = |keyspace: &Keyspace| {
+        let mut leases = keyspace.leases.lock();
+        leases.observe(id, Some(stamp), keyspace.clock.now());
+        leases.ttl(id)
+    };
+    if let Some(ttl) = known(keyspace) {
+        return Ok(ttl);
+    }
+    // Granted by another server a moment ago.
+    keyspace.catch_up().await?;
+    Ok(known(keyspace).unwrap_or(0))
+}
 
 impl Backend {
     async fn keep_alive(
@@ -25,24 +68,18 @@ impl Backend {
         credentials: &Credentials,
         LeaseKeepAliveRequest { id }: LeaseKeepAliveRequest,
     ) -> Result<LeaseKeepAliveResponse, Error> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_lease(id, &keyspace.leases)?;
         // Before the renewal: a revision after it could be one at which the lease is gone again.
         let header = self.headers().at(keyspace.revision());
-        let renewal = keyspace.leases.lock().keep_alive(id, keyspace.clock.now());
-        let ttl = match renewal {
-            Renewal::Renewed(ttl) => {
-                keyspace.metrics.server.leases_renewed.inc();
-                ttl
-            }
-            Renewal::Missing => 0,
-            Renewal::Expired => {
-                // Its keys must be gone when the client hears of it.
-                keyspace.submit(Command::Expire(id)).await?;
-                0
-            }
+        let ttl = match &keyspace.follow {
+            None => keep_alive_here(&keyspace, id).await?,
+            Some(follow) => keep_alive_everywhere(&keyspace, follow, id).await?,
         };
+        if ttl > 0 {
+            keyspace.metrics.server.leases_renewed.inc();
+        }
         Ok(LeaseKeepAliveResponse {
             header: Some(header),
             id,
@@ -59,7 +96,7 @@ impl Lease for Backend {
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let credentials = Credentials::of(&request);
         let LeaseGrantRequest { ttl, id } = request.into_inner();
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         credentials.caller(&keyspace)?.check_known()?;
         self.check_quota(&keyspace, alarm::LEASE_COST).await?;
         let answer = keyspace.submit(Command::Grant { id, ttl }).await?;
@@ -80,7 +117,7 @@ impl Lease for Backend {
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let credentials = Credentials::of(&request);
         let id = request.into_inner().id;
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_lease(id, &keyspace.leases)?;
         let revoke = Command::Revoke(id);
@@ -115,10 +152,17 @@ impl Lease for Backend {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let credentials = Credentials::of(&request);
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let caller = credentials.caller(&keyspace)?;
         caller.check_known()?;
         let header = Some(self.headers().at(keyspace.revision()));
+        if keyspace.follow.is_some() {
+            let stamps = keyspace.store.stamps(&[id]).await.map_err(Error::from)?;
+            let mut leases = keyspace.leases.lock();
+            for stamp in stamps {
+                leases.observe(id, stamp, keyspace.clock.now());
+            }
+        }
         let found = {
             let leases = keyspace.leases.lock();
             leases.time_to_live(id, keyspace.clock.now(), keys)
@@ -148,7 +192,7 @@ impl Lease for Backend {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let caller = Credentials::of(&request).caller(&keyspace)?;
         caller.check_known()?;
         let header = Some(self.headers().at(keyspace.revision()));

@@ -94,7 +94,7 @@ impl Maintenance for Backend {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         let caller = Credentials::of(&request).caller(&keyspace)?;
         let request = request.into_inner();
         match request.action() {

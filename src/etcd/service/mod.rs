@@ -72,6 +72,32 @@ impl Backend {
         self.server.keyspace(&self.slot).await
     }
 
+    /// The keyspace with everything that was acknowledged before, by whichever server of the store.
+    async fn current_keyspace(&self) -> Result<Arc<Keyspace>, Error> {
+        let keyspace = self.keyspace().await?;
+        keyspace.catch_up().await?;
+        Ok(keyspace)
+    }
+
+    /// The keyspace with permissions that are up to date, if anybody is asked for theirs. Enough for a write: the
+    /// sequencer sees to it that it meets the newest state.
+    async fn checked_keyspace(&self) -> Result<Arc<Keyspace>, Error> {
+        let keyspace = self.keyspace().await?;
+        if keyspace.state.read().auth.enabled {
+            keyspace.catch_up().await?;
+        }
+        Ok(keyspace)
+    }
+
+    /// The keyspace, for a read. A serializable one may see the past.
+    async fn keyspace_to_read(&self, serializable: bool) -> Result<Arc<Keyspace>, Error> {
+        if serializable {
+            self.checked_keyspace().await
+        } else {
+            self.current_keyspace().await
+        }
+    }
+
     /// A client of the same keyspace, for services that are made of requests to it.
     fn client(&self) -> Client {
         Client::new(self.server.channel(&self.slot.name))
@@ -80,7 +106,7 @@ impl Backend {
     /// For what only root may ask.
     async fn check_root<T>(&self, request: &tonic::Request<T>) -> Result<(), Error> {
         let credentials = Credentials::of(request);
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.current_keyspace().await?;
         credentials.caller(&keyspace)?.check_root()
     }
 

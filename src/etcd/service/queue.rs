@@ -188,7 +188,7 @@ impl Backend {
         name: &[u8],
         lease: i64,
     ) -> Result<(), Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let (key, end) = client::prefix_range(prefix_of(name));
         let caller = Credentials::of(request).caller(&keyspace);
         let checked = caller.and_then(|caller| {
@@ -201,7 +201,7 @@ impl Backend {
 
     /// May look at the queue.
     pub async fn check_look<T>(&self, request: &Request<T>, name: &[u8]) -> Result<(), Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let (key, end) = client::prefix_range(prefix_of(name));
         let caller = Credentials::of(request).caller(&keyspace);
         let checked = caller.and_then(|caller| caller.check_read(&key, &end));
@@ -210,7 +210,7 @@ impl Backend {
 
     /// May write this key of a queue.
     pub async fn check_own(&self, credentials: &Credentials, key: &[u8]) -> Result<(), Status> {
-        let keyspace = self.keyspace().await?;
+        let keyspace = self.checked_keyspace().await?;
         let caller = credentials.caller(&keyspace);
         let checked = caller.and_then(|caller| caller.check_write(key, &[]));
         checked.map_err(|error| Status::unknown(error.to_string()))

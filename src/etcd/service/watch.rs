@@ -56,7 +56,7 @@ impl StreamingService<WatchRequest> for Watch {
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
         let backend = self.0.clone();
         Box::pin(async move {
-            let keyspace = backend.keyspace().await?;
+            let keyspace = backend.checked_keyspace().await?;
             let config = StreamConfig {
                 progress_interval: backend.server.config.progress_interval(),
                 max_response_bytes: backend.server.config.max_message_bytes(),

@@ -167,3 +167,30 @@ async fn leases_survive_a_restart() {
     until(&fixture, 3).await;
     assert_eq!(fixture.dump().await, [""; 0]);
 }
+
+#[tokio::test]
+async fn a_restart_gives_a_long_lease_what_its_checkpoint_says() {
+    let fixture = Fixture::new().await;
+    grant(&fixture, 7, 1000).await.expect("granted");
+    grant(&fixture, 8, 1000).await.expect("granted");
+    attach(&fixture, "a", 7).await.expect("put");
+    fixture.clock.advance(Duration::from_secs(299)).await;
+    let fixture = fixture.restart().await;
+    assert_eq!(
+        time_to_live(&fixture, 7).await.ttl,
+        1000,
+        "no checkpoint yet"
+    );
+    fixture.clock.advance(Duration::from_secs(300)).await;
+    // The sequencer makes checkpoints by itself, with what it is asked for at the latest.
+    fixture.put("x", "").await;
+    assert_eq!(keep_alive(&fixture, 8).await, 1000);
+    let fixture = fixture.restart().await;
+    assert_eq!(time_to_live(&fixture, 7).await.ttl, 700);
+    assert_eq!(time_to_live(&fixture, 7).await.granted_ttl, 1000);
+    assert_eq!(time_to_live(&fixture, 8).await.ttl, 1000);
+    fixture.clock.advance(Duration::from_secs(700)).await;
+    until(&fixture, 4).await;
+    assert_eq!(ids(&fixture).await, [8]);
+    assert_eq!(fixture.dump().await, ["x="]);
+}

@@ -7,6 +7,7 @@ mod leases;
 mod metrics;
 mod model;
 mod past_bugs;
+mod several_servers;
 mod store_faults;
 mod tls;
 mod watches;

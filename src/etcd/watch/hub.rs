@@ -102,6 +102,11 @@ impl Queue {
         std::mem::take(&mut self.waiting.lock())
     }
 
+    fn lag(&self, watcher: WatcherKey, missed: i64) {
+        self.waiting.lock().lagging.push((watcher, missed));
+        self.notify.notify_one();
+    }
+
     /// False if the watcher lags from now on.
     fn push(&self, delivery: Delivery) -> bool {
         let mut waiting = self.waiting.lock();
@@ -212,6 +217,23 @@ impl Hub {
     pub fn advance(&self, revision: i64) {
         let mut state = self.state.lock();
         state.revision = state.revision.max(revision);
+    }
+
+    /// The revision moved on, and nobody knows with which events: every watcher lags.
+    pub fn skip(&self, revision: i64) {
+        let mut state = self.state.lock();
+        let missed = state.revision + 1;
+        let keys = std::mem::take(&mut state.keys);
+        let ranges = std::mem::take(&mut state.ranges);
+        for subscription in keys.into_values().chain(ranges.into_values()).flatten() {
+            subscription
+                .queue
+                .lag(subscription.watcher, missed.max(subscription.from_revision));
+        }
+        state.recent.clear();
+        state.recent_bytes = 0;
+        state.revision = state.revision.max(revision);
+        state.recent_from = state.revision + 1;
     }
 
     /// Registers the watcher from `next` on if nothing was handed out since, else says where the

@@ -55,6 +55,18 @@ fn order(a: &KeyRange, b: &KeyRange) -> Ordering {
     a.start.cmp(&b.start).then_with(ends)
 }
 
+/// Every value, in no order.
+fn values<T>(link: Link<T>, into: &mut Vec<T>) {
+    if let Some(node) = link {
+        let Node {
+            value, left, right, ..
+        } = *node;
+        into.push(value);
+        values(left, into);
+        values(right, into);
+    }
+}
+
 impl<T> Node<T> {
     fn update(&mut self) {
         let mut greatest = end_of(&self.range);
@@ -127,6 +139,12 @@ impl<T> Default for IntervalMap<T> {
 }
 
 impl<T> IntervalMap<T> {
+    pub fn into_values(self) -> Vec<T> {
+        let mut found = Vec::with_capacity(self.len);
+        values(self.root, &mut found);
+        found
+    }
+
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
