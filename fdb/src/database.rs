@@ -1,13 +1,24 @@
 //! The database: opens an engine, makes transactions, and runs the retry loop.
 
-use crate::{Error, OpenError, Transaction, embedded::Embedded, embedded::EmbeddedOptions};
+use crate::{
+    Error, OpenError, Transaction,
+    embedded::{self, Embedded, EmbeddedOptions},
+    transaction,
+};
 use std::{path::Path, sync::Arc};
 
 /// An open store; clones share it. It closes when the last clone and the last transaction are dropped, or by
 /// [`Database::close`].
 #[derive(Debug, Clone)]
 pub struct Database {
-    engine: Arc<Embedded>,
+    engine: Engine,
+}
+
+#[derive(Debug, Clone)]
+enum Engine {
+    Embedded(Arc<Embedded>),
+    #[cfg(feature = "foundationdb")]
+    FoundationDb(Arc<crate::foundationdb::FoundationDb>),
 }
 
 /// An error that a [`Database::transact`] closure may return: the store's own, or one that carries it.
@@ -44,14 +55,42 @@ impl Database {
             })
         })?;
         Ok(Database {
-            engine: Arc::new(engine),
+            engine: Engine::Embedded(Arc::new(engine)),
         })
+    }
+
+    /// Opens a FoundationDB cluster, and starts the process' network thread unless it runs already. Call it inside a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError::FoundationDb`]: no or a wrong cluster file, or a client library that is too old. A cluster that
+    /// cannot be reached is no error: what is asked of it waits.
+    #[cfg(feature = "foundationdb")]
+    pub fn open_foundationdb(options: crate::FoundationDbOptions) -> Result<Database, OpenError> {
+        let engine = crate::foundationdb::FoundationDb::open(options)?;
+        Ok(Database {
+            engine: Engine::FoundationDb(engine),
+        })
+    }
+
+    /// Whether other processes may write to it at the same time.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        !matches!(self.engine, Engine::Embedded(_))
     }
 
     /// A new transaction. Costs nothing until it is used.
     #[must_use]
     pub fn create_transaction(&self) -> Transaction {
-        Transaction::new(self.engine.clone())
+        Transaction(match &self.engine {
+            Engine::Embedded(engine) => {
+                transaction::Engine::Embedded(embedded::Transaction::new(engine.clone()))
+            }
+            #[cfg(feature = "foundationdb")]
+            Engine::FoundationDb(engine) => transaction::Engine::FoundationDb(
+                crate::foundationdb::Transaction::new(engine.clone()),
+            ),
+        })
     }
 
     /// Runs `f` in a transaction and commits it, again and again while the error is retryable.
@@ -97,29 +136,47 @@ impl Database {
         }
     }
 
-    /// Bytes on disk, the journal's preallocated space included. Zero after the database was closed.
+    /// Bytes on disk, the journal's preallocated space included. Zero after the database was closed. Of FoundationDB an
+    /// estimate of the keys and values, seconds old.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.engine.size_bytes()
+        match &self.engine {
+            Engine::Embedded(engine) => engine.size_bytes(),
+            #[cfg(feature = "foundationdb")]
+            Engine::FoundationDb(engine) => engine.size_bytes(),
+        }
     }
 
     /// Rewrites the files without what was deleted or overwritten. Takes as long as copying everything; others go on meanwhile.
+    /// FoundationDB does so by itself, always.
     ///
     /// # Errors
     /// The disk's, or the store is closed.
     pub async fn defragment(&self) -> Result<(), Error> {
-        let engine = self.engine.clone();
-        tokio::task::spawn_blocking(move || engine.defragment())
-            .await
-            .unwrap_or(Err(Error::IO_ERROR))
+        match &self.engine {
+            Engine::Embedded(engine) => {
+                let engine = engine.clone();
+                tokio::task::spawn_blocking(move || engine.defragment())
+                    .await
+                    .unwrap_or(Err(Error::IO_ERROR))
+            }
+            #[cfg(feature = "foundationdb")]
+            Engine::FoundationDb(_) => Ok(()),
+        }
     }
 
     /// Commits what is queued and stops. Later operations fail with [`Error::SHUTDOWN_IN_PROGRESS`]. The directory
     /// can be opened again when no transaction is left that has read.
     pub async fn close(&self) {
-        let engine = self.engine.clone();
-        if let Err(died) = tokio::task::spawn_blocking(move || engine.stop()).await {
-            tracing::error!(%died, "closing the store failed");
+        match &self.engine {
+            Engine::Embedded(engine) => {
+                let engine = engine.clone();
+                if let Err(died) = tokio::task::spawn_blocking(move || engine.stop()).await {
+                    tracing::error!(%died, "closing the store failed");
+                }
+            }
+            #[cfg(feature = "foundationdb")]
+            Engine::FoundationDb(engine) => engine.close(),
         }
     }
 }

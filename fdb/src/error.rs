@@ -100,6 +100,12 @@ errors! {
 }
 
 impl Error {
+    /// The error with this number.
+    #[cfg(feature = "foundationdb")]
+    pub(crate) const fn from_code(code: i32) -> Error {
+        Error(code)
+    }
+
     /// The number, as `fdb_error_t`.
     #[must_use]
     pub const fn code(self) -> i32 {
@@ -169,6 +175,14 @@ pub enum OpenError {
         directory: std::path::PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// FoundationDB's client library refuses.
+    #[error("cannot open the FoundationDB cluster of {cluster_file}: {reason}")]
+    FoundationDb {
+        /// The cluster file that was asked for.
+        cluster_file: std::path::PathBuf,
+        /// What the library said.
+        reason: String,
     },
     /// The files are not what this version wrote: damaged, or of another version. Nothing was changed.
     #[error("the store in {directory} is damaged or of another version: {reason}")]

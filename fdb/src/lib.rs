@@ -52,6 +52,11 @@
 //! commit, not at the write; a write that arrives while its transaction is being committed cannot be expressed
 //! ([`Transaction::commit`] takes the transaction); there are no system keys (`\xff`), tenants or special keys.
 //!
+//! # FoundationDB
+//!
+//! With the cargo feature `foundationdb` the same types are a thin layer over FoundationDB's own client: see
+//! `foundationdb/mod.rs`. Everything of an installation is behind a prefix, so that several can share a cluster.
+//!
 //! # Why fjall, and this shape
 //!
 //! Per etcd-shaped write (three keys, 64 per fsync) fjall 3.1 costs about half the CPU of redb 4; reads, which
@@ -63,6 +68,8 @@ mod database;
 mod embedded;
 mod error;
 mod faults;
+#[cfg(feature = "foundationdb")]
+mod foundationdb;
 mod limits;
 mod mutation;
 mod overlay;
@@ -76,6 +83,8 @@ pub use database::{Database, TransactError};
 pub use embedded::{EmbeddedOptions, WriteHook, WriteStage};
 pub use error::{Error, OpenError};
 pub use faults::Faults;
+#[cfg(feature = "foundationdb")]
+pub use foundationdb::FoundationDbOptions;
 pub use limits::{
     KEY_SIZE_LIMIT, MAX_WATCHES, TRANSACTION_LIFE, TRANSACTION_SIZE_LIMIT, VALUE_SIZE_LIMIT,
     VERSIONS_PER_SECOND,

@@ -1,5 +1,7 @@
 //! FoundationDB's limits, enforced by every engine.
 
+use crate::Error;
+use bytes::Bytes;
 use std::time::Duration;
 
 /// Longest key, in bytes (error 2102).
@@ -16,3 +18,41 @@ pub const MAX_WATCHES: usize = 10_000;
 pub const VERSIONS_PER_SECOND: i64 = 1_000_000;
 /// The end of the keys that a user may write: keys are in `"" .. "\xff"`.
 pub(crate) const MAX_KEY: &[u8] = b"\xff";
+
+/// # Errors
+/// 2004 for a key that no user may write, 2102 for one that is too long.
+pub(crate) fn check_key(key: &[u8]) -> Result<(), Error> {
+    if key >= MAX_KEY {
+        return Err(Error::KEY_OUTSIDE_LEGAL_RANGE);
+    }
+    if key.len() > KEY_SIZE_LIMIT {
+        return Err(Error::KEY_TOO_LARGE);
+    }
+    Ok(())
+}
+
+pub(crate) fn check_value(value: &[u8]) -> Result<(), Error> {
+    if value.len() > VALUE_SIZE_LIMIT {
+        return Err(Error::VALUE_TOO_LARGE);
+    }
+    Ok(())
+}
+
+pub(crate) fn check_range(begin: &[u8], end: &[u8]) -> Result<(), Error> {
+    if begin > end {
+        return Err(Error::INVERTED_RANGE);
+    }
+    if end > MAX_KEY {
+        return Err(Error::KEY_OUTSIDE_LEGAL_RANGE);
+    }
+    Ok(())
+}
+
+/// There are no keys longer than the limit, so a bound that is longer can be cut behind it.
+pub(crate) fn clamped(bound: Bytes) -> Bytes {
+    if bound.len() > KEY_SIZE_LIMIT {
+        bound.slice(..=KEY_SIZE_LIMIT)
+    } else {
+        bound
+    }
+}

@@ -26,6 +26,8 @@ use tokio::sync::oneshot;
 pub struct Watch {
     fired: oneshot::Receiver<Result<(), Error>>,
     registration: Option<Registration>,
+    /// What waits for FoundationDB's watch.
+    task: Option<tokio::task::AbortHandle>,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,21 @@ impl Watch {
         Watch {
             fired,
             registration: None,
+            task: None,
+        }
+    }
+
+    /// A watch that another one is behind.
+    #[cfg(feature = "foundationdb")]
+    pub(crate) fn of(watch: impl Future<Output = Result<(), Error>> + Send + 'static) -> Watch {
+        let (fire, fired) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let _ = fire.send(watch.await);
+        });
+        Watch {
+            fired,
+            registration: None,
+            task: Some(task.abort_handle()),
         }
     }
 }
@@ -61,6 +78,9 @@ impl Drop for Watch {
     fn drop(&mut self) {
         if let Some(Registration { watches, key, id }) = self.registration.take() {
             watches.remove(&key, id);
+        }
+        if let Some(task) = self.task.take() {
+            task.abort();
         }
     }
 }
@@ -118,6 +138,7 @@ impl Watches {
                 key: key.clone(),
                 id,
             }),
+            task: None,
         };
         Ok((
             watch,

@@ -4,6 +4,7 @@ mod committer;
 mod journal;
 mod resolver;
 mod storage;
+mod transaction;
 
 use crate::{
     Error, OpenError, Watch,
@@ -23,6 +24,7 @@ use std::{fmt, path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 pub(crate) use storage::Pair;
 use storage::Storage;
 use tokio::sync::{Semaphore, mpsc};
+pub(crate) use transaction::Transaction;
 
 /// Commits that wait for the committer; a caller of `commit` waits when there are as many.
 const QUEUED_COMMITS: usize = 4_096;

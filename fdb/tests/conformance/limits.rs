@@ -150,7 +150,7 @@ async fn a_transaction_has_a_largest_size() {
         for n in 0..99 {
             fitting.set(format!("{n:02}"), bytes(VALUE_SIZE_LIMIT));
         }
-        assert!((9_900_000..10_000_000).contains(&fitting.get_approximate_size()));
+        assert!((9_900_000..10_000_000).contains(&fitting.get_approximate_size().await.unwrap()));
         fitting.commit().await.unwrap();
 
         let large = database.create_transaction();

@@ -3,7 +3,7 @@
 use crate::{
     Error,
     embedded::{CommitRequestParts, View},
-    limits::{KEY_SIZE_LIMIT, MAX_KEY, VALUE_SIZE_LIMIT},
+    limits::MAX_KEY,
     mutation::{Mutation, MutationType, VERSIONSTAMP_LENGTH},
     overlay::{self, Lookup, Overlay},
     range::{KeySelector, Keys, RangeOption, RangeResult, RangeSet, key_after},
@@ -32,7 +32,7 @@ pub(super) struct State {
     /// Bytes of read conflicts.
     pub(super) read_bytes: usize,
     pub(super) next_write_conflicts: bool,
-    /// See [`TransactionOption::CommitMayBlock`](super::TransactionOption::CommitMayBlock).
+    /// See [`TransactionOption::CommitMayBlock`](crate::TransactionOption::CommitMayBlock).
     pub(super) commit_may_block: bool,
     /// The first illegal write, or why the commit failed: answers everything that follows.
     pub(super) error: Option<Error>,
@@ -267,43 +267,5 @@ impl State {
             mutations: std::mem::take(&mut self.mutations),
             size_bytes: self.written_bytes + self.read_bytes,
         }
-    }
-}
-
-/// # Errors
-/// 2004 for a key that no user may write, 2102 for one that is too long.
-pub(super) fn check_key(key: &[u8]) -> Result<(), Error> {
-    if key >= MAX_KEY {
-        return Err(Error::KEY_OUTSIDE_LEGAL_RANGE);
-    }
-    if key.len() > KEY_SIZE_LIMIT {
-        return Err(Error::KEY_TOO_LARGE);
-    }
-    Ok(())
-}
-
-pub(super) fn check_value(value: &[u8]) -> Result<(), Error> {
-    if value.len() > VALUE_SIZE_LIMIT {
-        return Err(Error::VALUE_TOO_LARGE);
-    }
-    Ok(())
-}
-
-pub(super) fn check_range(begin: &[u8], end: &[u8]) -> Result<(), Error> {
-    if begin > end {
-        return Err(Error::INVERTED_RANGE);
-    }
-    if end > MAX_KEY {
-        return Err(Error::KEY_OUTSIDE_LEGAL_RANGE);
-    }
-    Ok(())
-}
-
-/// There are no keys longer than the limit, so a bound that is longer can be cut behind it.
-pub(super) fn clamped(bound: Bytes) -> Bytes {
-    if bound.len() > KEY_SIZE_LIMIT {
-        bound.slice(..=KEY_SIZE_LIMIT)
-    } else {
-        bound
     }
 }
