@@ -1,0 +1,45 @@
+//! `cke etcd` and etcd side by side under the same load, in one run.
+//!
+//! Both servers are started afresh on empty directories of the same disk, with default settings and
+//! fsync on. CPU is the server process's own, from `/proc`. A wrong answer, an event that
+//! is missing or an error of a server ends the run.
+//!
+//! ```text
+//! tests/install-clients && cargo bench --bench etcd            # every case of the table
+//! cargo bench --bench etcd -- put-64 list                      # those whose names contain a word
+//! CKE_BENCH_SECONDS=5 CKE_BENCH_ROUNDS=5 cargo bench --bench etcd
+//! ```
+//!
+//! `CKE_BENCH_ETCD` names another etcd.
+
+mod cases;
+mod compare;
+mod figures;
+mod keys;
+mod kv;
+mod lease;
+mod load;
+mod server;
+mod watch;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Words of the command line: what is chosen has a name that contains one of them.
+struct Words(Vec<String>);
+
+impl Words {
+    /// Whether `name` was asked for. Without words everything is.
+    fn choose(&self, name: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|word| name.contains(word.as_str()))
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), Failure> {
+    // What is left out are cargo's own flags.
+    let words = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    compare::run(&Words(words)).await
+}
