@@ -1,17 +1,19 @@
 //! `cke etcd` and etcd side by side under the same load, in one run.
 //!
 //! Both servers are started afresh on empty directories of the same disk, with default settings and
-//! fsync on. CPU is the server process's own, from `/proc`. A wrong answer, an event that
+//! fsync on. CPU and memory are the server process's own, from `/proc`. A wrong answer, an event that
 //! is missing or an error of a server ends the run.
 //!
 //! ```text
 //! tests/install-clients && cargo bench --bench etcd            # every case of the table
 //! cargo bench --bench etcd -- put-64 list                      # those whose names contain a word
 //! CKE_BENCH_SECONDS=5 CKE_BENCH_ROUNDS=5 cargo bench --bench etcd
+//! cargo bench --bench etcd -- at-rest                          # memory, and time to restart
 //! ```
 //!
-//! `CKE_BENCH_ETCD` names another etcd.
+//! Words after `at-rest` choose among their parts. `CKE_BENCH_ETCD` names another etcd.
 
+mod at_rest;
 mod cases;
 mod compare;
 mod figures;
@@ -37,9 +39,17 @@ impl Words {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Failure> {
     // What is left out are cargo's own flags.
-    let words = std::env::args()
+    let mut words: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| !word.starts_with('-'))
         .collect();
-    compare::run(&Words(words)).await
+    let mode = words.first().cloned().unwrap_or_default();
+    if mode == "at-rest" {
+        words.remove(0);
+    }
+    let words = Words(words);
+    match mode.as_str() {
+        "at-rest" => at_rest::run(&words).await,
+        _ => compare::run(&words).await,
+    }
 }

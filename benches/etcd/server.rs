@@ -3,18 +3,21 @@
 use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cke::etcd::client::Client;
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::Failure;
 
 /// How long a fresh server may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pause between two looks at a port.
+/// How long a server may take to end once it is asked to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause between two looks at a process or a port.
 const POLL: Duration = Duration::from_millis(2);
 /// Connections at most, however many clients share them.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -79,6 +82,8 @@ fn free_port() -> std::io::Result<u16> {
 pub struct Server {
     /// Where clients reach it.
     pub url: String,
+    program: PathBuf,
+    arguments: Vec<OsString>,
     child: Child,
     _directory: tempfile::TempDir,
 }
@@ -115,8 +120,32 @@ impl Server {
         Ok(Server {
             child: spawn(&program, &arguments)?,
             url,
+            program,
+            arguments,
             _directory: directory,
         })
+    }
+
+    /// Asks the process to end (SIGTERM), and waits until it has.
+    pub async fn stop(&mut self) -> Result<ExitStatus, Failure> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM)?;
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} does not end", self.program.display()).into());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Starts the process again, on what it has stored, after [`Server::stop`].
+    pub fn start_again(&mut self) -> Result<(), Failure> {
+        self.child = spawn(&self.program, &self.arguments)?;
+        Ok(())
     }
 
     /// Waits until a linearizable read of `key` is answered. Returns the value, if there is one.
@@ -147,6 +176,31 @@ impl Server {
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         Ok(Duration::from_millis(ticks * 10))
     }
+
+    /// What the process has in memory now.
+    pub fn memory(&self) -> Result<Memory, Failure> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let mib = |name: &str| {
+            let lines = status.lines();
+            let text = lines.filter_map(|line| line.strip_prefix(name)).next();
+            let kib = text.and_then(|text| text.trim().strip_suffix(" kB"));
+            let kib = kib.ok_or_else(|| format!("no {name} in the status of the process"))?;
+            Ok::<_, Failure>(kib.parse::<f64>()? / 1024.0)
+        };
+        Ok(Memory {
+            resident_mib: mib("VmRSS:")?,
+            anonymous_mib: mib("RssAnon:")?,
+        })
+    }
+}
+
+/// In MiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// All that is resident.
+    pub resident_mib: f64,
+    /// Of that, what is not pages of files, which the system can take back.
+    pub anonymous_mib: f64,
 }
 
 fn spawn(program: &Path, arguments: &[OsString]) -> std::io::Result<Child> {
