@@ -9,9 +9,10 @@
 //! cargo bench --bench etcd -- put-64 list                      # those whose names contain a word
 //! CKE_BENCH_SECONDS=5 CKE_BENCH_ROUNDS=5 cargo bench --bench etcd
 //! cargo bench --bench etcd -- at-rest                          # memory, and time to restart
+//! cargo bench --bench etcd -- scale                            # `cke etcd` alone, and much of everything
 //! ```
 //!
-//! Words after `at-rest` choose among their parts. `CKE_BENCH_ETCD` names another etcd.
+//! Words after `at-rest` and `scale` choose among their parts. `CKE_BENCH_ETCD` names another etcd.
 
 mod at_rest;
 mod cases;
@@ -21,6 +22,7 @@ mod keys;
 mod kv;
 mod lease;
 mod load;
+mod scale;
 mod server;
 mod watch;
 
@@ -44,12 +46,13 @@ async fn main() -> Result<(), Failure> {
         .filter(|word| !word.starts_with('-'))
         .collect();
     let mode = words.first().cloned().unwrap_or_default();
-    if mode == "at-rest" {
+    if mode == "at-rest" || mode == "scale" {
         words.remove(0);
     }
     let words = Words(words);
     match mode.as_str() {
         "at-rest" => at_rest::run(&words).await,
+        "scale" => scale::run(&words).await,
         _ => compare::run(&words).await,
     }
 }
