@@ -2,6 +2,7 @@
 //! precedence, all from one struct.
 
 pub mod etcd;
+pub mod store;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use self::etcd::{KeyspaceOptions, LimitOptions, ListenUrl, TlsOptions, UnusedOptions};
+use self::store::StoreUrl;
 
 use crate::clever::account::{AccountsConfig, ConsumerConfig, OrganisationConfig, UserConfig};
 use crate::clock::TimeScale;
@@ -35,6 +37,11 @@ pub struct ServeOptions {
     /// Directory for everything that must survive a restart [default: ./cke-data]
     #[arg(long, env = "CKE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+
+    /// Where everything is kept: embedded:DIR, or fdb:///PATH/fdb.cluster[?prefix=NAME] for FoundationDB
+    /// [default: embedded, in the data directory]
+    #[arg(long, env = "CKE_STORE", value_name = "STORE")]
+    pub store: Option<StoreUrl>,
 
     /// Address of Clever Cloud's REST API [default: 127.0.0.1:8080]
     #[arg(long, env = "CKE_LISTEN_HTTP", value_name = "ADDRESS:PORT")]
@@ -79,7 +86,7 @@ pub struct ServeOptions {
 /// Every option of `cke serve`, decided.
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
-    pub data_dir: PathBuf,
+    pub store: StoreUrl,
     pub listen_http: SocketAddr,
     pub listen_kubernetes: SocketAddr,
     pub listen_etcd: SocketAddr,
@@ -105,11 +112,15 @@ impl ServeOptions {
     /// These options, completed by `file`'s, completed by the defaults.
     pub fn resolve(self, file: ServeOptions) -> ServeConfig {
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let data_dir = self
+            .data_dir
+            .or(file.data_dir)
+            .unwrap_or_else(|| PathBuf::from("cke-data"));
         ServeConfig {
-            data_dir: self
-                .data_dir
-                .or(file.data_dir)
-                .unwrap_or_else(|| PathBuf::from("cke-data")),
+            store: self
+                .store
+                .or(file.store)
+                .unwrap_or_else(|| StoreUrl::in_directory(&data_dir)),
             listen_http: self.listen_http.or(file.listen_http).unwrap_or(local(8080)),
             listen_kubernetes: self
                 .listen_kubernetes
@@ -168,6 +179,11 @@ pub struct EtcdOptions {
     /// Directory for the data [default: NAME.etcd]
     #[arg(long, env = "ETCD_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+
+    /// Where the data is kept: embedded:DIR, or fdb:///PATH/fdb.cluster[?prefix=NAME] for FoundationDB
+    /// [default: embedded, in the data directory]
+    #[arg(long, env = "CKE_STORE", value_name = "STORE")]
+    pub store: Option<StoreUrl>,
 
     /// URLs to listen on for clients, separated by commas
     #[arg(

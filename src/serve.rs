@@ -7,7 +7,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::clever::account::{Accounts, Seed};
 use crate::clever::{self, CleverConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::etcd::ListenUrl;
+use crate::config::store::StoreUrl;
 use crate::config::{EtcdOptions, ServeConfig};
 use crate::etcd::auth::TokenKind;
 use crate::etcd::client::SharedKeyspaces;
@@ -49,11 +50,13 @@ pub enum ServeError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("cannot open the store in {path}: {source}")]
-    Store {
-        path: PathBuf,
-        source: fdb::OpenError,
-    },
+    #[error(transparent)]
+    Store(#[from] fdb::OpenError),
+    #[cfg(not(feature = "foundationdb"))]
+    #[error(
+        "this build has no FoundationDB: `cargo build --release --features foundationdb`, with libfdb_c of FoundationDB 7.3, makes one that has"
+    )]
+    NoFoundationDb,
     #[error("the log filter `{filter}` is not valid: {source}")]
     LogFilter {
         filter: String,
@@ -109,13 +112,14 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
         };
 
         let metrics: Arc<Metrics> = Arc::default();
-        let database = open_store(&config.data_dir, &metrics).await?;
+        let database = open_store(&config.store, &metrics).await?;
         let shutdown = CancellationToken::new();
         let etcd = Server::open(
             database.clone(),
             Clock::real(),
             EtcdConfig {
                 advertise_client_urls: vec![addresses.etcd_url()],
+                shared_store: database.is_shared(),
                 metrics,
                 ..EtcdConfig::default()
             },
@@ -263,7 +267,10 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
             bound.push(listener);
         }
         let metrics: Arc<Metrics> = Arc::default();
-        let database = open_store(&directory, &metrics).await?;
+        let store = options
+            .store
+            .unwrap_or_else(|| StoreUrl::in_directory(&directory));
+        let database = open_store(&store, &metrics).await?;
         let advertise_client_urls = if options.advertise_client_urls.is_empty() {
             listening_urls
         } else {
@@ -293,6 +300,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 auto_compaction,
                 keepalive_interval,
                 keepalive_timeout: options.limits.grpc_keepalive_timeout,
+                shared_store: database.is_shared(),
                 metrics,
                 ..EtcdConfig::default()
             },
@@ -360,21 +368,30 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().map_or(0, |address| address.port())
 }
 
-async fn open_store(directory: &Path, metrics: &Arc<Metrics>) -> Result<fdb::Database, ServeError> {
-    std::fs::create_dir_all(directory).map_err(|source| ServeError::DataDirectory {
-        path: directory.to_owned(),
-        source,
-    })?;
-    let options = fdb::EmbeddedOptions {
-        write_hook: Some(metrics.measure_fsync()),
-        ..fdb::EmbeddedOptions::default()
-    };
-    fdb::Database::open_embedded(&directory.join("store"), options)
-        .await
-        .map_err(|source| ServeError::Store {
-            path: directory.to_owned(),
-            source,
-        })
+async fn open_store(store: &StoreUrl, metrics: &Arc<Metrics>) -> Result<fdb::Database, ServeError> {
+    match store {
+        StoreUrl::Embedded(directory) => {
+            std::fs::create_dir_all(directory).map_err(|source| ServeError::DataDirectory {
+                path: directory.clone(),
+                source,
+            })?;
+            let options = fdb::EmbeddedOptions {
+                write_hook: Some(metrics.measure_fsync()),
+                ..fdb::EmbeddedOptions::default()
+            };
+            Ok(fdb::Database::open_embedded(directory, options).await?)
+        }
+        #[cfg(feature = "foundationdb")]
+        StoreUrl::FoundationDb {
+            cluster_file,
+            prefix,
+        } => {
+            let options = fdb::FoundationDbOptions::new(cluster_file, prefix);
+            Ok(fdb::Database::open_foundationdb(options)?)
+        }
+        #[cfg(not(feature = "foundationdb"))]
+        StoreUrl::FoundationDb { .. } => Err(ServeError::NoFoundationDb),
+    }
 }
 
 /// Waits for a signal, or for a listener to fail; then drains.

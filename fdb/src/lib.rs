@@ -86,8 +86,8 @@ pub use faults::Faults;
 #[cfg(feature = "foundationdb")]
 pub use foundationdb::FoundationDbOptions;
 pub use limits::{
-    KEY_SIZE_LIMIT, MAX_WATCHES, TRANSACTION_LIFE, TRANSACTION_SIZE_LIMIT, VALUE_SIZE_LIMIT,
-    VERSIONS_PER_SECOND,
+    KEY_SIZE_LIMIT, MAX_WATCHES, PREFIX_LIMIT, TRANSACTION_LIFE, TRANSACTION_SIZE_LIMIT,
+    VALUE_SIZE_LIMIT, VERSIONS_PER_SECOND,
 };
 pub use mutation::{MutationType, VERSIONSTAMP_LENGTH};
 pub use range::{KeySelector, RangeOption, RangeResult};

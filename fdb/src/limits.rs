@@ -14,6 +14,8 @@ pub const TRANSACTION_SIZE_LIMIT: usize = 10_000_000;
 pub const TRANSACTION_LIFE: Duration = Duration::from_secs(5);
 /// Watches that one database holds at a time (error 1032).
 pub const MAX_WATCHES: usize = 10_000;
+/// Longest name of an installation's part of a FoundationDB cluster, in bytes.
+pub const PREFIX_LIMIT: usize = 64;
 /// Versions advance by about this many per second.
 pub const VERSIONS_PER_SECOND: i64 = 1_000_000;
 /// The end of the keys that a user may write: keys are in `"" .. "\xff"`.

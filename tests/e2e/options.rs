@@ -100,6 +100,35 @@ fn bad_options() {
         "http://",
     );
     check_refused(&["price", "--topology", "FOO"], "FOO");
+    check_refused(&["etcd", "--store", "s3://bucket"], "expected embedded:DIR");
+}
+
+/// One line says how to get a build that has it.
+#[cfg(not(feature = "foundationdb"))]
+#[test]
+fn a_build_without_foundationdb() {
+    let url = "http://127.0.0.1:0";
+    check_refused(
+        &[
+            "etcd",
+            "--listen-client-urls",
+            url,
+            "--store",
+            "fdb:///etc/foundationdb/fdb.cluster",
+        ],
+        "cargo build --release --features foundationdb",
+    );
+}
+
+#[cfg(feature = "foundationdb")]
+#[test]
+fn a_cluster_file_that_is_not_there() {
+    let url = "http://127.0.0.1:0";
+    let store = "fdb:///does/not/exist/fdb.cluster";
+    check_refused(
+        &["etcd", "--listen-client-urls", url, "--store", store],
+        "/does/not/exist/fdb.cluster",
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod network;
 mod subspace;
 mod transaction;
 
-use crate::{Error, OpenError};
+use crate::{Error, OpenError, PREFIX_LIMIT};
 use foundationdb::options::DatabaseOption;
 use std::{
     fmt,
@@ -34,7 +34,8 @@ const SIZE_INTERVAL: Duration = Duration::from_secs(10);
 pub struct FoundationDbOptions {
     /// The cluster file.
     pub cluster_file: PathBuf,
-    /// Keys of this installation begin with it: printable ASCII, 64 bytes at most; may be empty.
+    /// The installation's name: printable ASCII, up to [`PREFIX_LIMIT`] bytes. Its keys are those that begin with the
+    /// tuple of this one text, as FoundationDB's tuple layer writes it: `\x02`, the name, `\x00`.
     pub prefix: String,
     /// How long a transaction may take, its retries included, before it fails with 1031. Default 10 seconds.
     pub timeout: Duration,
@@ -51,9 +52,6 @@ impl FoundationDbOptions {
         }
     }
 }
-
-/// Longest prefix, in bytes.
-const PREFIX_LIMIT: usize = 64;
 
 /// One open cluster.
 pub(crate) struct FoundationDb {
@@ -87,9 +85,9 @@ impl FoundationDb {
             reason,
         };
         let printable = |byte: u8| byte.is_ascii_graphic();
-        if prefix.len() > PREFIX_LIMIT || !prefix.bytes().all(printable) {
+        if prefix.is_empty() || prefix.len() > PREFIX_LIMIT || !prefix.bytes().all(printable) {
             return Err(refused(format!(
-                "the prefix `{prefix}` is not printable ASCII of {PREFIX_LIMIT} bytes at most"
+                "the prefix `{prefix}` is not 1 to {PREFIX_LIMIT} characters of printable ASCII"
             )));
         }
         // The library would wait for ever for a file that is not there.

@@ -12,14 +12,15 @@ pub(super) struct Subspace {
 }
 
 impl Subspace {
-    /// `prefix` is of printable ASCII, so there is a key after all that begin with it.
-    pub(super) fn new(prefix: &str) -> Subspace {
-        let end = match prefix.as_bytes().split_last() {
-            None => MAX_KEY.to_vec(),
-            Some((last, rest)) => [rest, &[last + 1]].concat(),
-        };
+    /// The keys of the tuple `(name,)` and of every longer one that begins so: no two names share any.
+    pub(super) fn new(name: &str) -> Subspace {
+        let prefix = [b"\x02", name.as_bytes(), b"\x00"].concat();
+        let mut end = prefix.clone();
+        // The last byte is zero, so this is the next prefix of the same length.
+        end.pop();
+        end.push(1);
         Subspace {
-            prefix: Bytes::copy_from_slice(prefix.as_bytes()),
+            prefix: Bytes::from(prefix),
             end: Bytes::from(end),
         }
     }
@@ -53,8 +54,7 @@ impl Subspace {
     /// The key as the outside knows it: `""` if it is before all of them, `"\xff"` if after.
     pub(super) fn unpack(&self, key: &[u8]) -> Bytes {
         match key.strip_prefix(self.prefix.as_ref()) {
-            Some(key) if !self.prefix.is_empty() || key < MAX_KEY => Bytes::copy_from_slice(key),
-            Some(_) => Bytes::from_static(MAX_KEY),
+            Some(key) => Bytes::copy_from_slice(key),
             None if key < self.prefix.as_ref() => Bytes::new(),
             None => Bytes::from_static(MAX_KEY),
         }
@@ -67,23 +67,26 @@ mod tests {
 
     #[test]
     fn keys_are_known_without_the_prefix() {
-        let space = Subspace::new("cke/");
-        assert_eq!(space.end(), b"cke0");
-        assert_eq!(space.pack(b"k"), b"cke/k");
-        assert_eq!(space.pack_bound(b"k"), b"cke/k");
-        assert_eq!(space.pack_bound(b"\xff"), b"cke0");
+        let space = Subspace::new("cke");
+        assert_eq!(space.end(), b"\x02cke\x01");
+        assert_eq!(space.pack(b"k"), b"\x02cke\x00k");
+        assert_eq!(space.pack_bound(b"k"), b"\x02cke\x00k");
+        assert_eq!(space.pack_bound(b"\xff"), b"\x02cke\x01");
         for (key, known) in [
-            (&b"cke/k"[..], &b"k"[..]),
-            (b"cke/", b""),
-            (b"cka", b""),
-            (b"cke0", b"\xff"),
+            (&b"\x02cke\x00k"[..], &b"k"[..]),
+            (b"\x02cke\x00", b""),
+            (b"\x02cka\x00k", b""),
+            (b"\x02cke\x01", b"\xff"),
+            (b"\x02cke2\x00k", b"\xff"),
             (b"\xff", b"\xff"),
         ] {
             assert_eq!(space.unpack(key), known, "{key:?}");
         }
-        let all = Subspace::new("");
-        assert_eq!((all.begin(), all.end()), (&b""[..], &b"\xff"[..]));
-        assert_eq!(all.unpack(b"k"), "k");
-        assert_eq!(all.unpack(b"\xff/worker"), &b"\xff"[..]);
+    }
+
+    #[test]
+    fn names_that_begin_alike_share_nothing() {
+        let (short, long) = (Subspace::new("a"), Subspace::new("ab"));
+        assert!(short.end() <= long.begin() || long.end() <= short.begin());
     }
 }
