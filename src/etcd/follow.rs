@@ -132,21 +132,21 @@ async fn answer_looks(follow: Arc<Follow>, store: Store, closed: CancellationTok
         if waiting.is_empty() {
             continue;
         }
-        let answer = |outcome: &Result<(), Error>, waiting: Vec<Look>| {
+        let answer = |outcome: Result<(), Error>, waiting: Vec<Look>| {
             for reply in waiting {
                 // Whoever asked may have gone.
-                let _ = reply.send(outcome.clone());
+                let _ = reply.send(outcome);
             }
         };
         let head = match store.head().await {
             Ok(head) => head,
             Err(error) => {
-                answer(&Err(error.into()), waiting);
+                answer(Err(error.into()), waiting);
                 continue;
             }
         };
         if covers(&follow.applied.borrow(), &head) {
-            answer(&Ok(()), waiting);
+            answer(Ok(()), waiting);
             continue;
         }
         follow.behind.notify_one();
@@ -159,7 +159,7 @@ async fn answer_looks(follow: Arc<Follow>, store: Store, closed: CancellationTok
                 () = closed.cancelled() => false,
             };
             let outcome = if outcome { Ok(()) } else { Err(Error::Stopped) };
-            answer(&outcome, waiting);
+            answer(outcome, waiting);
         });
     }
 }

@@ -270,7 +270,8 @@ fn serve(
         .args(["--listen-http", &http])
         .args(["--listen-kubernetes", &kubernetes])
         .args(["--listen-etcd", &etcd])
-        .args(["--time-scale", time_scale, "--seed", "1"]);
+        .args(["--time-scale", time_scale, "--seed", "1"])
+        .args(store(directory));
     let (process, said) = Process::start(command, directory);
     let exports = said
         .iter()
@@ -278,6 +279,20 @@ fn serve(
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     (process, exports)
+}
+
+/// The flags for the store: none, or a part of the FoundationDB cluster that `CKE_TEST_FDB_CLUSTER_FILE` names, named as
+/// the directory.
+fn store(directory: &Path) -> Vec<String> {
+    let Some(cluster_file) = std::env::var_os("CKE_TEST_FDB_CLUSTER_FILE") else {
+        return Vec::new();
+    };
+    let prefix = directory.file_name().expect("a name").to_string_lossy();
+    let cluster_file = cluster_file.to_string_lossy();
+    vec![
+        String::from("--store"),
+        format!("fdb://{cluster_file}?prefix={prefix}"),
+    ]
 }
 
 /// The binary under test, in an environment that sets none of its options: the one that cargo built,
@@ -344,6 +359,7 @@ impl CkeEtcd {
             .args(["--listen-client-urls", &url])
             .arg("--data-dir")
             .arg(directory.join("data"))
+            .args(store(directory))
             .args(arguments);
         Process::start(command, directory)
     }

@@ -2,7 +2,7 @@
 //!
 //! Either the real program, which can be killed, stopped and continued, run on a full disk, and
 //! given an old disk; or the same server within the test, on a store in fault mode with a disk
-//! that is slow and fails.
+//! that is slow and fails. And either kind several times, on one store.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -22,6 +22,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
 
 /// Start-up, debug build, two busy cores.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,6 +45,21 @@ pub enum Kind {
         faults: Faults,
         slow_writes: f64,
     },
+    /// Within the test as well, but on a store that other servers write to, too.
+    Sharing {
+        faults: Faults,
+    },
+    /// The real program, on a FoundationDB cluster.
+    FoundationDb,
+}
+
+/// What the servers of a group share.
+#[derive(Clone)]
+enum Shared {
+    Nothing,
+    Database(Database),
+    /// The flag `--store`.
+    Store(String),
 }
 
 const SLOWEST_WRITE: Duration = Duration::from_millis(60);
@@ -52,6 +69,7 @@ pub type Endpoint = watch::Receiver<Option<String>>;
 
 pub struct Instance {
     kind: Kind,
+    shared: Shared,
     directory: tempfile::TempDir,
     running: Option<Running>,
     endpoint: watch::Sender<Option<String>>,
@@ -65,7 +83,8 @@ enum Running {
 }
 
 struct Embedded {
-    database: Database,
+    /// The server's own, if it shares none.
+    database: Option<Database>,
     server: Server,
     disk: Arc<Disk>,
     shutdown: CancellationToken,
@@ -108,10 +127,65 @@ impl Disk {
     }
 }
 
+/// Servers on one store.
+pub struct Group {
+    pub instances: Vec<Instance>,
+    /// The database under them, if it can be killed.
+    pub cluster: Option<Cluster>,
+    _store: Option<tempfile::TempDir>,
+}
+
+impl Group {
+    pub async fn new(kind: Kind, servers: usize) -> Group {
+        let mut group = Group {
+            instances: Vec::new(),
+            cluster: None,
+            _store: None,
+        };
+        let shared = match &kind {
+            Kind::Program | Kind::Embedded { .. } => {
+                assert_eq!(servers, 1, "a store of one's own");
+                Shared::Nothing
+            }
+            Kind::Sharing { faults } => {
+                let directory = tempfile::tempdir().expect("a temporary directory");
+                let options = EmbeddedOptions {
+                    fsync: false,
+                    faults: Some(faults.clone()),
+                    ..EmbeddedOptions::default()
+                };
+                let opened = Database::open_embedded(directory.path(), options).await;
+                group._store = Some(directory);
+                Shared::Database(opened.expect("the store opens"))
+            }
+            Kind::FoundationDb => {
+                let cluster = Cluster::start().await;
+                let store = cluster.store();
+                group.cluster = Some(cluster);
+                Shared::Store(store)
+            }
+        };
+        let instance = || Instance::on(kind.clone(), shared.clone());
+        group.instances = std::iter::repeat_with(instance).take(servers).collect();
+        group
+    }
+
+    pub async fn kill(&mut self) {
+        for instance in &mut self.instances {
+            instance.kill().await;
+        }
+    }
+}
+
 impl Instance {
     pub fn new(kind: Kind) -> Instance {
+        Instance::on(kind, Shared::Nothing)
+    }
+
+    fn on(kind: Kind, shared: Shared) -> Instance {
         Instance {
             kind,
+            shared,
             directory: tempfile::tempdir().expect("a temporary directory"),
             running: None,
             endpoint: watch::Sender::new(None),
@@ -124,7 +198,12 @@ impl Instance {
     }
 
     pub fn is_program(&self) -> bool {
-        matches!(self.kind, Kind::Program)
+        matches!(self.kind, Kind::Program | Kind::FoundationDb)
+    }
+
+    /// Whether it has a disk of its own, which can be full.
+    pub fn has_disk(&self) -> bool {
+        matches!(self.kind, Kind::Program | Kind::Embedded { .. })
     }
 
     fn data(&self) -> PathBuf {
@@ -146,7 +225,7 @@ impl Instance {
     /// Starts the server and tells the clients of it when it is ready.
     pub async fn start(&mut self) {
         let endpoint = match self.kind.clone() {
-            Kind::Program => {
+            Kind::Program | Kind::FoundationDb => {
                 let child = self.spawn(None);
                 self.until_ready(child)
                     .await
@@ -156,6 +235,7 @@ impl Instance {
                 faults,
                 slow_writes,
             } => self.open(faults, slow_writes).await,
+            Kind::Sharing { .. } => self.join().await,
         };
         self.endpoint.send_replace(Some(endpoint));
     }
@@ -203,6 +283,10 @@ impl Instance {
             .args(["--watch-progress-notify-interval", &interval])
             .arg("--data-dir")
             .arg(self.data())
+            .args(match &self.shared {
+                Shared::Store(store) => vec!["--store", store],
+                Shared::Nothing | Shared::Database(_) => Vec::new(),
+            })
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(if largest_file_bytes.is_some() {
@@ -256,11 +340,29 @@ impl Instance {
         let database = Database::open_embedded(&self.data(), options)
             .await
             .expect("the store opens");
+        self.serve(database.clone(), Some(database), disk).await
+    }
+
+    /// A server on the store that the group shares.
+    async fn join(&mut self) -> String {
+        let Shared::Database(database) = self.shared.clone() else {
+            panic!("there is no store to share");
+        };
+        let disk = Arc::new(Disk {
+            state: AtomicU8::new(SOUND),
+            slow_writes: 0.0,
+            random: Mutex::new(ChaCha8Rng::seed_from_u64(0)),
+        });
+        self.serve(database, None, disk).await
+    }
+
+    async fn serve(&mut self, store: Database, own: Option<Database>, disk: Arc<Disk>) -> String {
         let config = EtcdConfig {
             watch_progress_notify_interval: PROGRESS_INTERVAL,
+            shared_store: own.is_none(),
             ..EtcdConfig::default()
         };
-        let server = Server::open(database.clone(), Clock::real(), config)
+        let server = Server::open(store, Clock::real(), config)
             .await
             .expect("the server opens");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -273,7 +375,7 @@ impl Instance {
             }
         });
         self.running = Some(Running::Embedded(Box::new(Embedded {
-            database,
+            database: own,
             server,
             disk,
             shutdown,
@@ -332,7 +434,9 @@ impl Embedded {
         self.shutdown.cancel();
         self.server.close().await;
         drop(self.server);
-        self.database.close().await;
+        if let Some(database) = self.database {
+            database.close().await;
+        }
     }
 }
 

@@ -41,6 +41,7 @@
 
 mod check;
 mod client;
+mod cluster;
 mod history;
 mod instance;
 mod nemesis;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::check::{self, Violation};
 use crate::client::{Client, Link};
 use crate::history::{Answer, History, Recorder, Request};
-use crate::instance::{Instance, Kind};
+use crate::instance::{Group, Kind};
 use crate::nemesis;
 use crate::plant::{Bug, Proxy};
 use crate::request::{Keys, KvRequest, Op, OpAnswer};
@@ -31,6 +31,8 @@ const KEPT: i64 = 400;
 #[derive(Clone, Debug)]
 pub struct Round {
     pub kind: Kind,
+    /// On one store.
+    pub servers: usize,
     pub seed: u64,
     pub length: Duration,
     pub bug: Option<Bug>,
@@ -48,18 +50,26 @@ impl Round {
         let profile = Profile::draw(&mut random);
         let recorder = Recorder::new();
         recorder.incident(format!("{self:?} {profile:?}"));
-        let mut instance = Instance::new(self.kind.clone());
-        let link = Link::new(instance.endpoint());
+        let mut group = Group::new(self.kind.clone(), self.servers).await;
+        // Each client stays with one of the servers.
+        let links: Vec<Link> = group
+            .instances
+            .iter()
+            .map(|instance| Link::new(instance.endpoint()))
+            .collect();
+        let link = |number: usize| links[number % links.len()].clone();
         let proxy = Arc::new(Proxy::new(self.bug, self.seed));
         let shared = Arc::new(Shared::new(profile.clone()));
         let stop = CancellationToken::new();
         let (finish, finished) = watch::channel(None);
         let (seen, mut scribed) = watch::channel(1);
-        instance.start().await;
+        for instance in &mut group.instances {
+            instance.start().await;
+        }
 
         let mut watchers = JoinSet::new();
         let scribe = Scribe {
-            link: link.clone(),
+            link: link(0),
             recorder: recorder.clone(),
             seen,
             finish: finished.clone(),
@@ -68,7 +78,7 @@ impl Round {
         for number in 0..random.random_range(2..6) {
             let watcher = Watcher {
                 number,
-                link: link.clone(),
+                link: link(number),
                 recorder: recorder.clone(),
                 proxy: Arc::clone(&proxy),
                 finish: finished.clone(),
@@ -79,7 +89,7 @@ impl Round {
         }
         let client = |number: usize| {
             let proxy = Arc::clone(&proxy);
-            Client::new(number, link.clone(), recorder.clone(), proxy)
+            Client::new(number, link(number), recorder.clone(), proxy)
         };
         let mut clients = JoinSet::new();
         for number in 0..profile.clients {
@@ -97,14 +107,7 @@ impl Round {
 
         let until = Instant::now() + self.length;
         let lose_writes = self.bug == Some(Bug::LostWrite);
-        nemesis::run(
-            &mut instance,
-            &recorder,
-            random.random(),
-            until,
-            lose_writes,
-        )
-        .await;
+        nemesis::run(&mut group, &recorder, random.random(), until, lose_writes).await;
         stop.cancel();
         while let Some(ended) = clients.join_next().await {
             ended.expect("clients do not panic");
@@ -127,7 +130,7 @@ impl Round {
             ));
             watchers.shutdown().await;
         }
-        instance.kill().await;
+        group.kill().await;
         let history = recorder.take();
         let violations = check::check(&history);
         Verdict {

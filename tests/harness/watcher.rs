@@ -333,10 +333,18 @@ impl Watcher {
         if stream.open.values().all(|open| open.canceled) {
             return Left::Finished;
         }
-        stream.request_progress().await;
         let told = async {
+            let mut ask = tokio::time::interval(PACE);
             loop {
-                let Ok(Some(response)) = stream.answers.message().await else {
+                // One of several servers may still be behind when it is asked.
+                let message = tokio::select! {
+                    message = stream.answers.message() => message,
+                    _ = ask.tick() => {
+                        stream.request_progress().await;
+                        continue;
+                    }
+                };
+                let Ok(Some(response)) = message else {
                     return Left::Broken;
                 };
                 let to_all = response.watch_id == -1 && !response.created;

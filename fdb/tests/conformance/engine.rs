@@ -1,4 +1,5 @@
-//! The engines that the suite runs against. A new engine is one more entry in [`each`].
+//! The engines that the suite runs against: the embedded one, and FoundationDB if the crate is built with it and
+//! `CKE_TEST_FDB_CLUSTER_FILE` names a cluster. A new engine is one more entry in [`each`].
 
 use fdb::{Database, EmbeddedOptions, Faults, Transaction};
 use tempfile::TempDir;
@@ -6,7 +7,7 @@ use tempfile::TempDir;
 /// An empty database, and what must live as long as it.
 pub struct Engine {
     pub database: Database,
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 impl std::ops::Deref for Engine {
@@ -29,7 +30,41 @@ pub async fn embedded(faults: Option<Faults>) -> Engine {
         database: Database::open_embedded(directory.path(), options)
             .await
             .unwrap(),
-        _directory: directory,
+        _directory: Some(directory),
+    }
+}
+
+/// An empty part of the cluster that `CKE_TEST_FDB_CLUSTER_FILE` names.
+#[cfg(feature = "foundationdb")]
+pub async fn foundationdb() -> Option<Engine> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static PARTS: AtomicU64 = AtomicU64::new(0);
+    let Some(cluster_file) = std::env::var_os("CKE_TEST_FDB_CLUSTER_FILE") else {
+        eprintln!("not run against FoundationDB: CKE_TEST_FDB_CLUSTER_FILE names no cluster");
+        return None;
+    };
+    let part = PARTS.fetch_add(1, Ordering::Relaxed);
+    let prefix = format!("conformance-{}-{part}", std::process::id());
+    let options = fdb::FoundationDbOptions::new(cluster_file, prefix);
+    let database = Database::open_foundationdb(options).unwrap();
+    let engine = Engine {
+        database,
+        _directory: None,
+    };
+    engine.clear().await;
+    Some(engine)
+}
+
+#[cfg(feature = "foundationdb")]
+impl Engine {
+    /// Removes everything.
+    pub async fn clear(&self) {
+        let cleared = self.transact(async |transaction| {
+            transaction.clear_range("", &b"\xff"[..]);
+            Ok::<_, fdb::Error>(())
+        });
+        cleared.await.unwrap();
     }
 }
 
@@ -37,6 +72,11 @@ pub async fn embedded(faults: Option<Faults>) -> Engine {
 pub async fn each<F: Future<Output = ()>>(test: impl Fn(Database) -> F) {
     let engine = embedded(None).await;
     test(engine.database.clone()).await;
+    #[cfg(feature = "foundationdb")]
+    if let Some(engine) = foundationdb().await {
+        test(engine.database.clone()).await;
+        engine.clear().await;
+    }
 }
 
 /// Commits these keys, each with its name in upper case as its value.

@@ -13,7 +13,7 @@
 //!
 //! `FDB_MODEL_SEEDS` sets how many histories are tried; a failure names its seed.
 
-use crate::engine::embedded;
+use crate::engine::{Engine, embedded};
 use bytes::Bytes;
 use fdb::{
     Committed, Database, Error, Faults, KeySelector, MutationType, RangeOption, RangeResult,
@@ -582,8 +582,8 @@ fn check(history: &[Attempt], order: &BTreeMap<[u8; 10], u64>, end: &Map, faults
     }
 }
 
-async fn history(seed: u64, faults: Option<Faults>) -> usize {
-    let engine = embedded(faults.clone()).await;
+/// Runs one seed's clients on an empty database, and gives the number of commits.
+async fn history(engine: &Engine, seed: u64, faults: bool) -> usize {
     let mut clients = Vec::new();
     for client_number in 0..5u64 {
         let seed = seed.wrapping_mul(1_000).wrapping_add(client_number);
@@ -598,14 +598,14 @@ async fn history(seed: u64, faults: Option<Faults>) -> usize {
     for client in clients {
         history.extend(client.await.unwrap());
     }
-    let order = markers(&engine).await;
+    let order = markers(engine).await;
     let end = loop {
         let all = (Bytes::new(), Bytes::from_static(b"\xff"));
         if let Ok(end) = engine.create_transaction().get_range(all.into()).await {
             break end.kvs.into_iter().collect();
         }
     };
-    check(&history, &order, &end, faults.is_some());
+    check(&history, &order, &end, faults);
     order.len()
 }
 
@@ -617,12 +617,34 @@ async fn histories(faults: impl Fn(u64) -> Option<Faults>) {
     let mut committed = 0;
     for seed in 0..seeds() {
         eprintln!("seed {seed}");
-        committed += history(seed, faults(seed)).await;
+        let faults = faults(seed);
+        let engine = embedded(faults.clone()).await;
+        committed += history(&engine, seed, faults.is_some()).await;
     }
+    must_be_many(committed);
+}
+
+#[track_caller]
+fn must_be_many(committed: usize) {
     assert!(
         committed as u64 > 30 * seeds(),
         "only {committed} committed: the test tests little"
     );
+}
+
+#[cfg(feature = "foundationdb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn random_transactions_are_serializable_on_foundationdb() {
+    let mut committed = 0;
+    for seed in 0..seeds() {
+        let Some(engine) = crate::engine::foundationdb().await else {
+            return;
+        };
+        eprintln!("seed {seed}");
+        committed += history(&engine, seed, false).await;
+        engine.clear().await;
+    }
+    must_be_many(committed);
 }
 
 #[tokio::test]
