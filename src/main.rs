@@ -54,6 +54,7 @@ fn main() -> ExitCode {
             Ok(())
         }
     };
+    fdb::stop_network();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

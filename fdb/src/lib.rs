@@ -94,3 +94,11 @@ pub use range::{KeySelector, RangeOption, RangeResult};
 pub use time::{ManualTime, MonotonicTime, TimeSource};
 pub use transaction::{CommitError, Committed, Transaction, TransactionOption, Versionstamp};
 pub use watch::Watch;
+
+/// Stops FoundationDB's network thread, which runs from the first opened cluster on. Call it before the process ends, when
+/// no database is used any more: afterwards none can be, nor a new one opened. Without the feature `foundationdb`, or if
+/// no cluster was opened, it does nothing.
+pub fn stop_network() {
+    #[cfg(feature = "foundationdb")]
+    foundationdb::stop_network();
+}

@@ -229,7 +229,8 @@ impl Transaction {
         on_engine!(self, transaction => transaction.atomic_op(key, param, op));
     }
 
-    /// Makes the transaction conflict with later writers of the range, as if it had read it. Limits: 2004, 2005.
+    /// Makes the transaction conflict with later writers of the range, as if it had read it. Later than the read version:
+    /// without one, a transaction conflicts with nobody. Limits: 2004, 2005.
     pub fn add_read_conflict_range(&self, begin: impl Into<Bytes>, end: impl Into<Bytes>) {
         on_engine!(self, transaction => transaction.add_read_conflict_range(begin, end));
     }
@@ -268,7 +269,7 @@ impl Transaction {
     ///
     /// # Errors
     /// 1020, 1007, 1021 (it may or may not have happened), 1031 (likewise, if it passes during the commit), 2101,
-    /// 1043, 1510, and the first error of the writes.
+    /// 1043, 1510, the first error of the writes, and that of a read, 1036 included.
     pub async fn commit(self) -> Result<Committed, CommitError> {
         let failed = match self.0 {
             Engine::Embedded(transaction) => match transaction.commit().await {

@@ -125,7 +125,19 @@ impl Transaction {
         if key.len() > KEY_SIZE_LIMIT {
             return Ok(None); // nobody can have written it
         }
-        self.state.lock().get(&view, key, snapshot)
+        self.read(|state| state.get(&view, key, snapshot))
+    }
+
+    /// Reads, and remembers if that failed.
+    fn read<T>(&self, read: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
+        let mut state = self.state.lock();
+        let read = read(&mut state);
+        if let Err(error) = read
+            && error != Error::KEY_OUTSIDE_LEGAL_RANGE
+        {
+            state.failed_read.get_or_insert(error);
+        }
+        read
     }
 
     pub(crate) async fn get_key(
@@ -134,12 +146,12 @@ impl Transaction {
         snapshot: bool,
     ) -> Result<Bytes, Error> {
         let view = self.view().await?;
-        self.state.lock().get_key(&view, selector, snapshot)
+        self.read(|state| state.get_key(&view, selector, snapshot))
     }
 
     pub(crate) async fn get_range(&self, range: RangeOption) -> Result<RangeResult, Error> {
         let view = self.view().await?;
-        self.state.lock().get_range(&view, &range)
+        self.read(|state| state.get_range(&view, &range))
     }
 
     pub(crate) fn set(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
@@ -198,13 +210,6 @@ impl Transaction {
         let mut state = self.state.lock();
         match check_range(&begin, &end) {
             Ok(()) => {
-                if state.view.is_none()
-                    && state.pinned.is_none()
-                    && let Ok(view) = self.engine.view()
-                {
-                    // FoundationDB takes the read version at commit at the latest; here it costs nothing now.
-                    state.view = Some((view, self.engine.shared.time.now()));
-                }
                 let version = state.view.as_ref().map_or(0, |(view, _)| view.version);
                 let State {
                     overlay, mutations, ..
@@ -298,6 +303,9 @@ impl Transaction {
             let mut state = self.state.lock();
             let may_block = state.commit_may_block;
             self.check_alive(&state, now)?;
+            if let Some(error) = state.failed_read {
+                return Err(error);
+            }
             if state.written_bytes + state.read_bytes > state.patience.size_limit {
                 return Err(Error::TRANSACTION_TOO_LARGE);
             }

@@ -13,6 +13,7 @@ mod transaction;
 
 use crate::{Error, OpenError, PREFIX_LIMIT};
 use foundationdb::options::DatabaseOption;
+pub(crate) use network::stop as stop_network;
 use std::{
     fmt,
     path::PathBuf,

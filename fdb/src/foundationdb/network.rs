@@ -2,6 +2,7 @@
 
 use foundationdb::api::{FdbApiBuilder, NetworkAutoStop};
 use parking_lot::Mutex;
+use std::sync::Once;
 
 enum Network {
     Idle,
@@ -27,22 +28,54 @@ pub(super) fn start() -> Result<(), String> {
     let builder = FdbApiBuilder::default()
         .build()
         .map_err(|error| error.to_string())?;
-    // SAFETY: the thread must be stopped before the process exits, and `stop` is registered to be called at exit, before
-    // anything else is torn down: handlers run in the reverse order of registration, and the library's own destructors
-    // were registered when it was loaded. An abort or a signal ends the thread with the process, which is sound.
+    stop_at_exit()?;
+    // SAFETY: the thread must be stopped before the process exits. `stop` does; a process that does not call it has it
+    // called at exit (see `settled` for when). An abort or a signal ends the thread with the process, which is sound.
     #[expect(unsafe_code, reason = "the client library's contract")]
-    let running = unsafe {
-        if libc::atexit(stop) != 0 {
-            return Err("no handler can be registered for the process' exit".to_owned());
-        }
-        builder.boot()
-    };
+    let running = unsafe { builder.boot() };
     *network = Network::Running(running.map_err(|error| error.to_string())?);
     Ok(())
 }
 
-extern "C" fn stop() {
-    if let Network::Running(running) = std::mem::replace(&mut *NETWORK.lock(), Network::Over) {
-        drop(running);
+/// To be called when the library has done its work once.
+///
+/// At exit, handlers run in the reverse order of their registration, and the library registers the destructors of some
+/// variables when it first uses them. What the running thread still uses must be torn down after `stop`, so that is
+/// registered once more, behind those.
+pub(super) fn settled() {
+    static SETTLED: Once = Once::new();
+    SETTLED.call_once(|| {
+        // There is room for one more: `start` has found some.
+        let _ = stop_at_exit();
+    });
+}
+
+fn stop_at_exit() -> Result<(), String> {
+    extern "C" fn at_exit() {
+        stop();
+    }
+    // SAFETY: the handler may be called at any time: it takes a lock that nobody holds for long, and does not unwind.
+    #[expect(unsafe_code, reason = "a C function")]
+    let registered = unsafe { libc::atexit(at_exit) } == 0;
+    if registered {
+        Ok(())
+    } else {
+        Err("no handler can be registered for the process' exit".to_owned())
+    }
+}
+
+/// Stops the network thread for good, if it runs.
+pub(crate) fn stop() {
+    let Network::Running(running) = std::mem::replace(&mut *NETWORK.lock(), Network::Over) else {
+        return;
+    };
+    // On a thread of its own: one that exits has lost its thread-local variables already, and the library uses some.
+    let stopped = std::thread::Builder::new()
+        .name("fdb-stop".to_owned())
+        .spawn(move || drop(running))
+        .map(std::thread::JoinHandle::join);
+    if !matches!(stopped, Ok(Ok(()))) {
+        // To exit with the thread running is undefined behaviour.
+        std::process::abort();
     }
 }

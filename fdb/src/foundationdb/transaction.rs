@@ -1,6 +1,6 @@
 //! A transaction of the FoundationDB engine. What each method does is told of [`crate::Transaction`].
 
-use super::{FoundationDb, error};
+use super::{FoundationDb, error, network};
 use crate::{
     Committed, Error, TransactionOption, Versionstamp,
     limits::{
@@ -9,6 +9,7 @@ use crate::{
     },
     mutation::{self, MutationType, VERSIONSTAMP_LENGTH},
     range::{KeySelector, RangeOption, RangeResult},
+    transaction::Stamped,
     watch::Watch,
 };
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use foundationdb::{
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// Handles share it, as [`crate::Database::transact`] lends one to its closure.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ enum State {
         error: Option<Error>,
         /// The library takes a write without a change for one, too; but not that nothing was written.
         written: bool,
+        /// Who waits for the versionstamp.
+        promises: Vec<oneshot::Sender<Stamped>>,
     },
     /// A commit failed: the library's own rules say whether and when to try again.
     Failed(client::TransactionCommitError),
@@ -63,6 +67,7 @@ impl State {
             transaction,
             error: None,
             written: false,
+            promises: Vec::new(),
         }
     }
 }
@@ -98,6 +103,7 @@ impl Transaction {
             transaction,
             error,
             written,
+            ..
         } = &mut *self.state.lock()
         {
             match checked {
@@ -139,6 +145,9 @@ impl Transaction {
         selector: &KeySelector,
         snapshot: bool,
     ) -> Result<Bytes, Error> {
+        if selector.key.as_ref() > MAX_KEY {
+            return Err(Error::KEY_OUTSIDE_LEGAL_RANGE);
+        }
         let space = &self.engine.space;
         let key = space.pack_bound(&clamped(selector.key.clone()));
         let selector = client::KeySelector::new(key.into(), selector.or_equal, selector.offset);
@@ -148,6 +157,9 @@ impl Transaction {
 
     /// The key that bounds a range.
     async fn bound(&self, selector: &KeySelector, snapshot: bool) -> Result<Vec<u8>, Error> {
+        if selector.key.as_ref() > MAX_KEY {
+            return Err(Error::KEY_OUTSIDE_LEGAL_RANGE);
+        }
         let space = &self.engine.space;
         if !selector.or_equal && selector.offset == 1 {
             return Ok(space.pack_bound(&clamped(selector.key.clone())));
@@ -159,10 +171,9 @@ impl Transaction {
         let begin = self.bound(&range.begin, range.snapshot).await?;
         let end = self.bound(&range.end, range.snapshot).await?;
         if range.limit == Some(0) || begin >= end {
-            let more = range.limit == Some(0) && begin < end;
             return self.get_read_version().await.map(|_| RangeResult {
                 kvs: Vec::new(),
-                more,
+                more: false,
             });
         }
         let unlimited = i32::MAX as usize;
@@ -267,6 +278,7 @@ impl Transaction {
             transaction,
             error: refused,
             written,
+            ..
         } = &mut *self.state.lock()
         {
             let added = checked.and_then(|()| {
@@ -292,17 +304,15 @@ impl Transaction {
 
     pub(crate) fn get_versionstamp(&self) -> Versionstamp {
         let (promise, versionstamp) = Versionstamp::new();
-        match self.with(client::Transaction::get_versionstamp) {
-            Ok(stamp) => {
-                tokio::spawn(async move {
-                    let stamp = stamp.await.map_err(error);
-                    let _ = promise.send(stamp.and_then(|stamp| parse_stamp(&stamp)));
-                });
+        let refused = match &mut *self.state.lock() {
+            State::Open { promises, .. } => {
+                promises.push(promise);
+                return versionstamp;
             }
-            Err(error) => {
-                let _ = promise.send(Err(error));
-            }
-        }
+            State::Failed(failed) => Error::from_code(failed.code()),
+            State::Closed(error) => *error,
+        };
+        let _ = promise.send(Err(refused));
         versionstamp
     }
 
@@ -317,17 +327,23 @@ impl Transaction {
             &mut *self.state.lock(),
             State::Closed(Error::USED_DURING_COMMIT),
         );
-        let (transaction, written) = match taken {
+        let (transaction, written, promises) = match taken {
             State::Open {
                 transaction,
                 error: None,
                 written,
-            } => (transaction, written),
+                promises,
+            } => (transaction, written, promises),
             State::Open {
                 error: Some(refused),
+                promises,
                 ..
+            } => {
+                *self.state.lock() = State::Closed(refused);
+                keep(promises, Err(refused));
+                return Err((self, refused));
             }
-            | State::Closed(refused) => {
+            State::Closed(refused) => {
                 *self.state.lock() = State::Closed(refused);
                 return Err((self, refused));
             }
@@ -340,11 +356,13 @@ impl Transaction {
         let stamp = written.then(|| transaction.get_versionstamp());
         match transaction.commit().await {
             Ok(committed) => {
+                network::settled();
                 let version = committed.committed_version().unwrap_or(-1);
                 let versionstamp = match stamp {
-                    Some(stamp) => stamp.await.ok().and_then(|stamp| parse_stamp(&stamp).ok()),
+                    Some(stamp) => stamp.await.ok().and_then(|stamp| parse_stamp(&stamp)),
                     None => None,
                 };
+                keep(promises, versionstamp.ok_or(Error::NO_COMMIT_VERSION));
                 Ok(Committed {
                     version,
                     versionstamp,
@@ -353,6 +371,7 @@ impl Transaction {
             Err(failed) => {
                 let error = Error::from_code(failed.code());
                 *self.state.lock() = State::Failed(failed);
+                keep(promises, Err(error));
                 Err((self, error))
             }
         }
@@ -423,8 +442,14 @@ async fn retried(
     transaction.on_error(cause).await.map_err(error)
 }
 
-fn parse_stamp(stamp: &[u8]) -> Result<[u8; VERSIONSTAMP_LENGTH], Error> {
-    stamp.try_into().map_err(|_| Error::NO_COMMIT_VERSION)
+fn parse_stamp(stamp: &[u8]) -> Option<[u8; VERSIONSTAMP_LENGTH]> {
+    stamp.try_into().ok()
+}
+
+fn keep(promises: Vec<oneshot::Sender<Stamped>>, stamp: Stamped) {
+    for promise in promises {
+        let _ = promise.send(stamp);
+    }
 }
 
 fn code(op: MutationType) -> options::MutationType {

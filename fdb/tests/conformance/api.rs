@@ -261,6 +261,20 @@ async fn versionstamps_are_the_commits_own() {
             transaction.get(b"value", false).await,
             Err(Error::ACCESSED_UNREADABLE)
         );
+        let failed = transaction.commit().await.unwrap_err();
+        assert_eq!(
+            failed.error,
+            Error::ACCESSED_UNREADABLE,
+            "reads that failed"
+        );
+
+        let transaction = database.create_transaction();
+        transaction.atomic_op(stamped(b"k/", 2), "v", MutationType::SetVersionstampedKey);
+        transaction.atomic_op(
+            "value",
+            stamped(b"", 0),
+            MutationType::SetVersionstampedValue,
+        );
         let promised = transaction.get_versionstamp();
         let first = transaction.commit().await.unwrap();
         let stamp = first.versionstamp.unwrap();

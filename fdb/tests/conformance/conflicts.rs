@@ -45,11 +45,12 @@ async fn a_transaction_conflicts_with_later_writes_of_what_it_read() {
         ("set b 2; range a c; set z", "set b", FINE),
         ("set b 2; range a c; set z", "set bb", CONFLICT),
         ("append b x; range a c; set z", "set b", CONFLICT),
-        ("read-conflict a c; set z", "set b", CONFLICT),
-        ("read-conflict a c; set z", "set c", FINE),
-        ("set b; read-conflict a c", "set b", FINE),
-        ("stamped b; read-conflict a c", "set b", FINE),
-        ("append b x; read-conflict a c", "set b", CONFLICT),
+        ("version; read-conflict a c; set z", "set b", CONFLICT),
+        ("version; read-conflict a c; set z", "set c", FINE),
+        ("read-conflict a c; set z", "set b", FINE), // it reads when it commits
+        ("version; set b; read-conflict a c", "set b", FINE),
+        ("version; stamped b; read-conflict a c", "set b", FINE),
+        ("version; append b x; read-conflict a c", "set b", CONFLICT),
         ("get a; write-conflict y z", "set a", CONFLICT),
         ("range a b limit 0; set z", "set a", FINE),
     ];

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 /// An empty database, and what must live as long as it.
 pub struct Engine {
     pub database: Database,
-    _directory: Option<TempDir>,
+    directory: Option<TempDir>,
 }
 
 impl std::ops::Deref for Engine {
@@ -30,7 +30,7 @@ pub async fn embedded(faults: Option<Faults>) -> Engine {
         database: Database::open_embedded(directory.path(), options)
             .await
             .unwrap(),
-        _directory: Some(directory),
+        directory: Some(directory),
     }
 }
 
@@ -50,15 +50,19 @@ pub async fn foundationdb() -> Option<Engine> {
     let database = Database::open_foundationdb(options).unwrap();
     let engine = Engine {
         database,
-        _directory: None,
+        directory: None,
     };
     engine.clear().await;
     Some(engine)
 }
 
-#[cfg(feature = "foundationdb")]
 impl Engine {
+    pub fn is_foundationdb(&self) -> bool {
+        self.directory.is_none()
+    }
+
     /// Removes everything.
+    #[cfg(feature = "foundationdb")]
     pub async fn clear(&self) {
         let cleared = self.transact(async |transaction| {
             transaction.clear_range("", &b"\xff"[..]);
@@ -92,7 +96,7 @@ pub async fn fill(database: &Database, keys: &[&'static str]) -> i64 {
 ///
 /// - `get a`, `snapshot a`, `range a c`, `range a c limit 1`, `reverse a c limit 1`, `snapshot-range a c`;
 /// - `set a`, `set a x`, `clear a`, `clear-range a c`, `append a x`, `compare-and-clear a x`, `stamped a`;
-/// - `read-conflict a c`, `write-conflict a c`, `quiet` (the next write does not conflict).
+/// - `read-conflict a c`, `write-conflict a c`, `quiet` (the next write does not conflict), `version` (is taken).
 ///
 /// Gives what was read, as text: `-` is absent, `x` a value, `a=A b=B` pairs with a trailing `+` for more.
 pub async fn step(transaction: &Transaction, step: &str) -> Result<String, fdb::Error> {
@@ -148,6 +152,7 @@ pub async fn step(transaction: &Transaction, step: &str) -> Result<String, fdb::
         }
         "read-conflict" => transaction.add_read_conflict_range(word(1), word(2)),
         "write-conflict" => transaction.add_write_conflict_range(word(1), word(2)),
+        "version" => drop(transaction.get_read_version().await?),
         "quiet" => transaction.set_option(fdb::TransactionOption::NextWriteNoWriteConflictRange),
         other => panic!("no such step: {other}"),
     }

@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) commit_may_block: bool,
     /// The first illegal write, or why the commit failed: answers everything that follows.
     pub(super) error: Option<Error>,
+    /// A read that failed fails the commit, as in FoundationDB; not what comes before.
+    pub(super) failed_read: Option<Error>,
     pub(super) watches: Vec<Unarmed>,
     pub(super) versionstamps: Vec<oneshot::Sender<Result<[u8; VERSIONSTAMP_LENGTH], Error>>>,
     /// These survive `on_error`.
@@ -69,6 +71,7 @@ impl State {
             next_write_conflicts: true,
             commit_may_block: false,
             error: None,
+            failed_read: None,
             watches: Vec::new(),
             versionstamps: Vec::new(),
             patience,
