@@ -7,6 +7,9 @@ use super::history::{self, History};
 use super::keyspace::Keyspace;
 use super::view::View as _;
 
+/// How often it is tried while other servers compact.
+const ATTEMPTS: usize = 3;
+
 /// A hash of the history up to a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyspaceHash {
@@ -24,6 +27,17 @@ pub struct KeyspaceHash {
 /// # Errors
 /// The revision is compacted, or in the future.
 pub async fn up_to(keyspace: &Keyspace, revision: i64) -> Result<KeyspaceHash, Error> {
+    for _ in 1..ATTEMPTS {
+        match at_once(keyspace, revision).await {
+            // Another server may have compacted what this one does not know of yet.
+            Err(Error::Compacted) if keyspace.store.is_shared() => keyspace.catch_up().await?,
+            outcome => return outcome,
+        }
+    }
+    at_once(keyspace, revision).await
+}
+
+async fn at_once(keyspace: &Keyspace, revision: i64) -> Result<KeyspaceHash, Error> {
     let _held = keyspace.hold_compaction().await;
     let state = keyspace.state.read().clone();
     if revision < 0 {

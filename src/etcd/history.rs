@@ -17,7 +17,8 @@ const PAGE_LEN: usize = 512;
 const REVISION_BYTES: usize = 17;
 
 /// Every version that there is, in the order of revisions. Compaction must be held off while it is in use (see
-/// [`Keyspace::hold_compaction`]), or values may be gone when they are asked for.
+/// [`Keyspace::hold_compaction`]), or values may be gone when they are asked for. Other servers of the store cannot be
+/// held off.
 pub struct History {
     pub records: Vec<SharedRecord>,
     pub revision: i64,
@@ -60,7 +61,7 @@ impl History {
         for page in self.records.chunks(PAGE_LEN) {
             let fetched = fetch(keyspace, page).await?;
             for record in page {
-                if visit(with_value(record, &fetched)?).is_break() {
+                if visit(with_value(keyspace, record, &fetched)?).is_break() {
                     return Ok(());
                 }
             }
@@ -81,12 +82,21 @@ pub async fn fetch(keyspace: &Keyspace, records: &[SharedRecord]) -> Result<Fetc
     Ok(fetched)
 }
 
-pub fn with_value<'a>(record: &'a Record, fetched: &'a Fetched) -> Result<&'a Record, Error> {
+/// # Errors
+/// The value is gone, although compaction is held off: another server of the store has compacted, or something is wrong.
+pub fn with_value<'a>(
+    keyspace: &Keyspace,
+    record: &'a Record,
+    fetched: &'a Fetched,
+) -> Result<&'a Record, Error> {
     if record.is_cached() {
         return Ok(record);
     }
-    let fetched = fetched.get(&record.revision);
-    Ok(fetched.ok_or(Error::Corrupt)?)
+    match fetched.get(&record.revision) {
+        Some(fetched) => Ok(fetched),
+        None if keyspace.store.is_shared() => Err(Error::Compacted),
+        None => Err(Error::Corrupt),
+    }
 }
 
 /// The record's key in etcd's database.

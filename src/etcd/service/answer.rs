@@ -70,6 +70,18 @@ pub async fn fetch(keyspace: &Keyspace, answer: &impl Records) -> Result<Fetched
     Ok(fetched)
 }
 
+/// Fetches what the answer of a write lacks.
+///
+/// # Errors
+/// [`Error::Timeout`] if compaction was faster: the write is done, but what it answers is not to be had any more.
+pub async fn fetch_all(keyspace: &Keyspace, answer: &impl Records) -> Result<Fetched, Error> {
+    let fetched = fetch(keyspace, answer).await?;
+    match is_complete(answer, &fetched) {
+        true => Ok(fetched),
+        false => Err(Error::Timeout),
+    }
+}
+
 /// Whether `fetched` has all that the answer lacks.
 pub fn is_complete(answer: &impl Records, fetched: &Fetched) -> bool {
     answer

@@ -50,7 +50,11 @@ async fn read<T: Records>(
     if keyspace.state.read().alarms.is_active(AlarmType::Corrupt) {
         return Err(Error::Corrupt);
     }
-    for _ in 0..READS {
+    for attempt in 0..READS {
+        if attempt > 1 {
+            // Another server may have compacted what this one does not know of yet.
+            keyspace.catch_up().await?;
+        }
         let evaluated = if on_snapshot {
             let snapshot = keyspace.state.read().clone();
             evaluate(&snapshot, &fetched)
@@ -64,6 +68,26 @@ async fn read<T: Records>(
                     return Ok((answer, values));
                 }
             }
+            Err(Fault::Refused(error)) => return Err(error),
+            Err(Fault::Needs(needed)) => keyspace.fetch(&needed, &mut fetched).await?,
+        }
+    }
+    Err(Error::Compacted)
+}
+
+/// Evaluates on a snapshot until it is known which records the answer has.
+async fn plan(
+    keyspace: &Keyspace,
+    evaluate: impl Fn(&State, &Fetched) -> Result<RangeAnswer, Fault>,
+) -> Result<RangeAnswer, Error> {
+    let mut fetched = Fetched::new();
+    for attempt in 0..READS {
+        if attempt > 1 {
+            keyspace.catch_up().await?;
+        }
+        let snapshot = keyspace.state.read().clone();
+        match evaluate(&snapshot, &fetched) {
+            Ok(answer) => return Ok(answer),
             Err(Fault::Refused(error)) => return Err(error),
             Err(Fault::Needs(needed)) => keyspace.fetch(&needed, &mut fetched).await?,
         }
@@ -173,18 +197,7 @@ impl Kv for Backend {
             proof.check(&state.auth)?;
             range::evaluate(state, &request, fetched)
         };
-        let mut fetched = Fetched::new();
-        let answer = loop {
-            let snapshot = keyspace.state.read().clone();
-            match evaluate(&snapshot, &fetched) {
-                Ok(answer) => break answer,
-                Err(Fault::Refused(error)) => return Err(error.into()),
-                Err(Fault::Needs(needed)) => {
-                    let read = keyspace.fetch(&needed, &mut fetched).await;
-                    read.map_err(Error::from)?;
-                }
-            }
-        };
+        let answer = plan(&keyspace, evaluate).await?;
         let (parts, outgoing) = mpsc::channel(STREAM_PARTS);
         let header = self.headers().at(answer.revision);
         tokio::spawn(send_parts(keyspace, answer, header, parts));
@@ -207,7 +220,7 @@ impl Kv for Backend {
         else {
             return Err(Error::Corrupt.into());
         };
-        let fetched = answer::fetch(&keyspace, &answer).await?;
+        let fetched = answer::fetch_all(&keyspace, &answer).await?;
         let mut response = Messages { fetched: &fetched }.put(&answer);
         response.header = Some(self.headers().at(answer.revision));
         Ok(Response::new(response))
@@ -230,7 +243,7 @@ impl Kv for Backend {
         else {
             return Err(Error::Corrupt.into());
         };
-        let fetched = answer::fetch(&keyspace, &answer).await?;
+        let fetched = answer::fetch_all(&keyspace, &answer).await?;
         let mut response = Messages { fetched: &fetched }.delete(&answer);
         response.header = Some(self.headers().at(answer.revision));
         Ok(Response::new(response))
@@ -267,7 +280,7 @@ impl Kv for Backend {
             else {
                 return Err(Error::Corrupt.into());
             };
-            let fetched = answer::fetch(&keyspace, &answer).await?;
+            let fetched = answer::fetch_all(&keyspace, &answer).await?;
             (answer, fetched)
         };
         let mut response = Messages { fetched: &fetched }.txn(&answer);

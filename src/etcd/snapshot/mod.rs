@@ -196,7 +196,8 @@ async fn write(keyspace: &Keyspace, member: u64, out: &mut Output) -> Result<(),
         let elements: Result<Vec<(Bytes, Bytes)>, Error> = records
             .iter()
             .map(|record| {
-                let value = history::stored_value(history::with_value(record, &fetched)?)?;
+                let value =
+                    history::stored_value(history::with_value(keyspace, record, &fetched)?)?;
                 Ok((history::stored_key(record), value))
             })
             .collect();

@@ -351,6 +351,33 @@ async fn a_server_that_is_behind_a_compaction_starts_anew() {
     assert_eq!(servers.range(0, everything()).await.kvs.len(), 2);
 }
 
+/// The other server has removed from the store what a watcher of this one asks for: its watcher is not told half of it.
+#[tokio::test]
+async fn a_watch_of_what_another_server_has_compacted_is_cancelled() {
+    let mut servers = Servers::new(1, None).await;
+    let first = servers.put(0, "gone", "1").await;
+    servers.put(0, "stays", "1").await;
+    // For it, all that is history: it is in the log alone.
+    servers.add().await;
+    assert_eq!(servers.range(1, everything()).await.kvs.len(), 2);
+    let keyspace = servers.servers[1].inner().loaded().pop().expect("loaded");
+    let follow = keyspace.follow.clone().expect("shared");
+    let held = follow.held.lock().await;
+    let revision = servers.put(0, "gone", "2").await;
+    let compact = CompactionRequest {
+        revision,
+        physical: true,
+    };
+    servers.kv(0).compact(compact).await.expect("compacted");
+    let mut watch = servers.watch(1, first).await;
+    let early = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
+    assert!(early.is_err(), "told before it could know: {early:?}");
+    drop(held);
+    let told = watch.next().await;
+    assert!(told.canceled, "{told:?}");
+    assert_eq!(told.compact_revision, revision);
+}
+
 /// A server that is added finds everything; one that goes leaves nothing that holds others up.
 #[tokio::test]
 async fn servers_come_and_go() {

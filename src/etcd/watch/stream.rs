@@ -430,7 +430,9 @@ impl WatchStream {
             CatchUp::Recent { events, upto } => (events, upto),
             CatchUp::InLog { upto } => {
                 let (events, upto) = self.read_log(next, upto).await?;
-                // What was compacted meanwhile may be missing from what was read.
+                // What was compacted meanwhile, by whichever server, may be missing from what was read.
+                let current = self.keyspace.catch_up().await;
+                current.map_err(Over::Failed)?;
                 if next < self.keyspace.state.read().compacted {
                     return self.cancel_compacted(key).await;
                 }
