@@ -1,6 +1,7 @@
 //! Clever Kubernetes Engine, whole and local. The layers, top to bottom: each knows only those below it.
 
 pub mod config;
+pub mod health;
 pub mod price;
 pub mod serve;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cke::config::{EtcdOptions, ServeOptions};
+use cke::health::HealthOptions;
 use cke::price::PriceOptions;
 use cke::serve;
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Command {
     Etcd(Box<EtcdOptions>),
     /// Say what a cluster of some shape costs
     Price(PriceOptions),
+    /// Ask a server whether it is well: the exit code is 0 if it is. For the health checks of containers
+    Health(HealthOptions),
     /// Print the version
     Version,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Serve { config, options } => run_serve(config, *options),
         Command::Etcd(options) => serve::etcd(*options).map_err(|error| error.to_string()),
         Command::Price(options) => options.run().map_err(|error| error.to_string()),
+        Command::Health(options) => options.run().map_err(|error| error.to_string()),
         Command::Version => {
             println!("cke {}", env!("CARGO_PKG_VERSION"));
             println!("etcd API {}", cke::etcd::VERSION);

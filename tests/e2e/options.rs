@@ -100,6 +100,10 @@ fn bad_options() {
         "http://",
     );
     check_refused(&["price", "--topology", "FOO"], "FOO");
+    check_refused(
+        &["health", "https://127.0.0.1:2379/readyz"],
+        "http://HOST:PORT/PATH",
+    );
     check_refused(&["etcd", "--store", "s3://bucket"], "expected embedded:DIR");
 }
 
