@@ -281,6 +281,11 @@ fn serve(
     (process, exports)
 }
 
+/// Whether the servers of these tests keep their data in FoundationDB.
+pub fn on_foundationdb() -> bool {
+    std::env::var_os("CKE_TEST_FDB_CLUSTER_FILE").is_some()
+}
+
 /// The flags for the store: none, or a part of the FoundationDB cluster that `CKE_TEST_FDB_CLUSTER_FILE` names, named as
 /// the directory.
 fn store(directory: &Path) -> Vec<String> {
