@@ -13,6 +13,8 @@ pub mod kubernetes;
 
 pub mod infra;
 
+pub mod leader;
+
 pub mod etcd;
 
 pub mod clock;

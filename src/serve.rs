@@ -5,6 +5,8 @@
 //! lets requests end for [`DRAIN`], and closes the store. Nothing depends on that: a kill -9 loses
 //! nothing that was acknowledged.
 
+mod acting;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,8 +29,11 @@ use crate::etcd::client::SharedKeyspaces;
 use crate::etcd::tls::Tls;
 use crate::etcd::{EtcdConfig, Listener, Metrics, Server, limits};
 use crate::infra::{Cloud, CloudConfig};
-use crate::kubernetes::{Kubernetes, KubernetesConfig, kubelet};
+use crate::kubernetes::{Kubernetes, KubernetesConfig};
+use crate::leader::Term;
 use crate::platform::{self, Platform, PlatformConfig};
+
+use acting::Actors;
 
 /// Where a manual clock begins on a fresh store, so that every run of a scenario is the same:
 /// 2026-01-01T00:00:00Z.
@@ -128,12 +133,20 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
         .map_err(start("etcd"))?;
         let keyspaces: SharedKeyspaces = Arc::new(etcd.clone());
 
-        // The simulated time line goes on where the last run left it.
-        let origin = platform::last_instant(&keyspaces)
-            .await
-            .map_err(start("the clock"))?
-            .unwrap_or_else(|| first_instant(config.time_scale));
-        let clock = Clock::new(config.time_scale, origin);
+        // The simulated time line goes on where the last run left it, or where another server has it.
+        let origin = first_instant(config.time_scale);
+        let (election, clock, term) = if database.is_shared() {
+            let election = acting::election(&keyspaces);
+            let (clock, term) = acting::join(&keyspaces, &election, config.time_scale, origin)
+                .await
+                .map_err(start("the clock"))?;
+            (Some(election), clock, term)
+        } else {
+            let kept = platform::last_instant(&keyspaces).await;
+            let kept = kept.map_err(start("the clock"))?;
+            let clock = Clock::new(config.time_scale, kept.unwrap_or(origin));
+            (None, clock, Some(Term::for_ever()))
+        };
         let cloud = Cloud::start(CloudConfig::new(
             Arc::clone(&keyspaces),
             clock.clone(),
@@ -145,6 +158,7 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             keyspaces: Arc::clone(&keyspaces),
             clock: clock.clone(),
             seed: config.seed,
+            instance: election.as_ref().map_or(0, |_| rand::random()),
             public_host: config.public_host.clone(),
             public_port: addresses.kubernetes,
         })
@@ -168,12 +182,18 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             public_url: addresses.http_url(),
             keyspaces,
         });
-        let kubelets = tokio::spawn(kubelet::run(
-            kubernetes.clone(),
-            cloud.clone(),
+        let actors = Actors {
+            platform: platform.clone(),
+            cloud: cloud.clone(),
+            kubernetes: kubernetes.clone(),
             clock,
-            shutdown.clone(),
-        ));
+            election,
+        };
+        let first = match term {
+            Some(term) => Some(actors.act(term).await),
+            None => None,
+        };
+        let acting = tokio::spawn(actors.run(first, shutdown.clone()));
 
         let mut listeners: JoinSet<Outcome> = JoinSet::new();
         listeners.spawn({
@@ -200,11 +220,14 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
         announce(&addresses, &seed, started.elapsed());
         let outcome = until_terminated(&mut listeners, &shutdown).await;
         // From the top down: each layer ends while those below it still answer.
-        platform.shutdown().await;
-        if let Err(panic) = kubelets.await {
-            tracing::error!(%panic, "the kubelets had died");
+        if let Err(panic) = acting.await {
+            tracing::error!(%panic, "what acts had died");
         }
-        cloud.shutdown().await;
+        if let Err(error) = cloud.save_reading().await {
+            tracing::warn!(%error, "cannot keep the clock's reading");
+        }
+        platform.close();
+        cloud.close();
         etcd.close().await;
         database.close().await;
         outcome

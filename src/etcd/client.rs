@@ -389,6 +389,18 @@ pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> RequestOp {
     }
 }
 
+/// An operation of a transaction: set the key, until the lease ends.
+pub fn put_with_lease(key: impl Into<Bytes>, value: impl Into<Bytes>, lease: i64) -> RequestOp {
+    RequestOp {
+        request: Some(OpRequest::RequestPut(PutRequest {
+            key: key.into(),
+            value: value.into(),
+            lease,
+            ..PutRequest::default()
+        })),
+    }
+}
+
 /// An operation of a transaction: read the key.
 pub fn get(key: impl Into<Bytes>) -> RequestOp {
     RequestOp {

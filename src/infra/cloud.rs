@@ -9,17 +9,17 @@ use bytes::Bytes;
 use etcd_proto::etcdserverpb::{Compare, RequestOp, TxnRequest};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, put};
+use crate::leader::Term;
 
 use super::fleet::{self, Hypervisor, Room};
 use super::record::{self, AddressLease, Inventory, Record};
-use super::reflector::{Change, Observer, Reflector, Stored};
+use super::reflector::{Observer, Reflector, Stored};
 use super::vm::{PendingVms, Vm, VmEvent, VmEventKind, VmId, VmSpec, VmWatch};
-use super::work_queue::WorkQueue;
+use super::work_queue::{WorkQueue, Workers};
 use super::{
     CloudConfig, CloudError, KEYSPACE, LoadBalancer, Network, NetworkKind, Observed, Requested,
     address_pool, boot, clock_reading,
@@ -45,8 +45,6 @@ struct Inner {
     records: Reflector<Record>,
     /// Serves allocations of this process one after the other: each sees what the one before took.
     allocating: tokio::sync::Mutex<()>,
-    queue: WorkQueue<Task>,
-    workers: tokio::sync::Mutex<JoinSet<()>>,
     watches: Mutex<Vec<std::sync::Weak<PendingVms>>>,
     cancel: CancellationToken,
 }
@@ -59,7 +57,7 @@ enum Task {
 }
 
 impl Cloud {
-    /// Reads the state, builds the hypervisors on a fresh store, and goes on where it was.
+    /// Reads the state, and builds the hypervisors on a fresh store. See [`Cloud::act`].
     pub async fn start(config: CloudConfig) -> Result<Cloud> {
         let client = config.keyspaces.client(KEYSPACE);
         let cancel = CancellationToken::new();
@@ -70,7 +68,6 @@ impl Cloud {
             cancel.clone(),
         )
         .await?;
-        let queue = WorkQueue::new(config.clock.clone());
         let cloud = Cloud {
             inner: Arc::new(Inner {
                 client,
@@ -78,50 +75,34 @@ impl Cloud {
                 seed: config.seed,
                 records,
                 allocating: tokio::sync::Mutex::new(()),
-                queue: queue.clone(),
-                workers: tokio::sync::Mutex::new(JoinSet::new()),
                 watches: Mutex::new(Vec::new()),
                 cancel,
             }),
         };
         cloud.build_fleet(&config).await?;
-        let changed = queue.clone();
-        cloud
-            .inner
-            .records
-            .observe(Box::new(move |change: &Change<'_, Record>| {
-                if let Some(Record::Vm(vm)) = change.new.map(Arc::as_ref) {
-                    changed.push(Task::Vm(vm.spec.id.clone()));
-                }
-                true
-            }));
-        queue.push(Task::Reading);
-        let worker = cloud.clone();
-        *cloud.inner.workers.lock().await = queue.start(move |task| {
-            let cloud = worker.clone();
-            async move { cloud.work(task).await }
-        });
         Ok(cloud)
     }
 
-    /// Stops: what is under way is finished, and the clock's reading kept.
-    pub async fn shutdown(&self) {
-        self.inner.queue.close();
-        while self.inner.workers.lock().await.join_next().await.is_some() {}
-        if let Err(error) = self.save_reading().await {
-            tracing::warn!(%error, "cannot keep the clock's reading");
-        }
-        self.stop_watching();
+    /// Starts the machinery: what the records say is to happen does, from now on.
+    pub fn act(&self, term: &Term) -> Workers {
+        let queue = WorkQueue::new(self.inner.clock.clone(), term.clone());
+        let changed = queue.clone();
+        self.observe(Box::new(move |change| {
+            if let Some(Record::Vm(vm)) = change.new.map(Arc::as_ref) {
+                changed.push(Task::Vm(vm.spec.id.clone()));
+            }
+            !changed.is_closed()
+        }));
+        queue.push(Task::Reading);
+        let cloud = self.clone();
+        queue.start(move |task| {
+            let cloud = cloud.clone();
+            async move { cloud.work(task).await }
+        })
     }
 
-    /// Stops at once, wherever it is, as a kill would.
-    pub async fn abort(&self) {
-        self.inner.queue.close();
-        self.inner.workers.lock().await.shutdown().await;
-        self.stop_watching();
-    }
-
-    fn stop_watching(&self) {
+    /// Ends every watch: nothing is seen here any more.
+    pub fn close(&self) {
         self.inner.cancel.cancel();
         for watch in self.inner.watches.lock().drain(..) {
             if let Some(watch) = watch.upgrade() {

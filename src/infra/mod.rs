@@ -5,7 +5,7 @@
 //! as soon as it is recorded; the machine itself takes its time. Everything is kept in the etcd
 //! keyspace `infra`, with deadlines as readings of the clock, so a restart changes nothing.
 //!
-//! May use `etcd::client` and `clock`. Must never know what runs inside a VM, nor who owns it beyond
+//! May use `leader`, `etcd::client` and `clock`. Must never know what runs inside a VM, nor who owns it beyond
 //! a name.
 
 pub mod address_pool;

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock::{Activity, Clock, TimeScale, Timestamp};
+use crate::leader::Term;
 
 /// Simulated time before the first repetition of a round that failed; doubles with each failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -42,8 +43,39 @@ impl<K> Clone for WorkQueue<K> {
 
 struct Inner<K> {
     clock: Clock,
+    term: Term,
     state: Mutex<State<K>>,
     ready: Notify,
+}
+
+/// Who works on a queue. Dropped, it stops at once.
+pub struct Workers {
+    close: Box<dyn Fn() + Send + Sync>,
+    tasks: JoinSet<()>,
+}
+
+impl Workers {
+    /// Ends after the rounds under way.
+    pub async fn finish(mut self) {
+        (self.close)();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a worker had died");
+            }
+        }
+    }
+
+    /// Ends at once, wherever each round is, as a kill would.
+    pub async fn abort(mut self) {
+        (self.close)();
+        self.tasks.shutdown().await;
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        (self.close)();
+    }
 }
 
 struct State<K> {
@@ -59,10 +91,12 @@ struct State<K> {
 }
 
 impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
-    pub fn new(clock: Clock) -> WorkQueue<K> {
+    /// No round begins after `term`.
+    pub fn new(clock: Clock, term: Term) -> WorkQueue<K> {
         WorkQueue {
             inner: Arc::new(Inner {
                 clock,
+                term,
                 state: Mutex::new(State {
                     waiting: BTreeSet::new(),
                     working: BTreeMap::new(),
@@ -93,6 +127,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         self.inner.ready.notify_one();
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.inner.state.lock().closed
+    }
+
     /// Forgets everything; nothing can be pushed any more.
     pub fn close(&self) {
         let mut state = self.inner.state.lock();
@@ -110,7 +148,7 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
     ///
     /// A round returns when the key wants to be looked at again without a push, if at all. A failed
     /// round is repeated after a pause.
-    pub fn start<E, F>(&self, round: impl Fn(K) -> F + Send + Sync + 'static) -> JoinSet<()>
+    pub fn start<E, F>(&self, round: impl Fn(K) -> F + Send + Sync + 'static) -> Workers
     where
         E: std::fmt::Display + Send + 'static,
         F: Future<Output = Result<Option<Timestamp>, E>> + Send + 'static,
@@ -130,7 +168,11 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
                 }
             });
         }
-        tasks
+        let queue = self.clone();
+        Workers {
+            close: Box::new(move || queue.close()),
+            tasks,
+        }
     }
 
     async fn take(&self) -> Option<K> {
@@ -140,7 +182,7 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
             ready.as_mut().enable();
             {
                 let mut state = self.inner.state.lock();
-                if state.closed {
+                if state.closed || !self.inner.term.holds() {
                     return None;
                 }
                 if let Some(key) = state.waiting.pop_first() {
@@ -230,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_is_worked_on_once_for_many_pushes_and_in_order() {
         let clock = Clock::new(TimeScale::Manual, Timestamp(0));
-        let queue = WorkQueue::new(clock.clone());
+        let queue = WorkQueue::new(clock.clone(), Term::for_ever());
         let log = Arc::new(Mutex::new(Vec::new()));
         for key in [3, 1, 2, 1, 3] {
             queue.push(key);
@@ -247,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn a_failed_round_is_repeated_and_pauses_grow() {
         let clock = Clock::new(TimeScale::Manual, Timestamp(0));
-        let queue = WorkQueue::new(clock.clone());
+        let queue = WorkQueue::new(clock.clone(), Term::for_ever());
         let log = Arc::new(Mutex::new(Vec::new()));
         let (seen, time) = (Arc::clone(&log), clock.clone());
         let _workers = queue.start(move |_: ()| {
@@ -264,7 +306,7 @@ mod tests {
     #[tokio::test]
     async fn a_timer_brings_the_key_back_and_the_last_one_counts() {
         let clock = Clock::new(TimeScale::Manual, Timestamp(0));
-        let queue = WorkQueue::new(clock.clone());
+        let queue = WorkQueue::new(clock.clone(), Term::for_ever());
         let log = Arc::new(Mutex::new(Vec::new()));
         let (seen, time) = (Arc::clone(&log), clock.clone());
         let _workers = queue.start(move |_: ()| {
@@ -281,9 +323,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn finishing_lets_the_round_end_and_begins_no_other() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let queue = WorkQueue::new(clock.clone(), Term::for_ever());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let begun = Arc::new(Notify::new());
+        let (seen, first) = (Arc::clone(&log), Arc::clone(&begun));
+        let workers = queue.start(move |key: i32| {
+            let (seen, first) = (Arc::clone(&seen), Arc::clone(&first));
+            async move {
+                first.notify_one();
+                tokio::task::yield_now().await;
+                seen.lock().push(key);
+                Ok::<_, String>(None)
+            }
+        });
+        queue.push(1);
+        queue.push(2);
+        begun.notified().await;
+        workers.finish().await;
+        assert_eq!(*log.lock(), [1]);
+        assert!(queue.is_closed());
+    }
+
+    #[tokio::test]
     async fn a_closed_queue_does_not_hold_the_clock() {
         let clock = Clock::new(TimeScale::Manual, Timestamp(0));
-        let queue = WorkQueue::new(clock.clone());
+        let queue = WorkQueue::new(clock.clone(), Term::for_ever());
         queue.push(1);
         queue.close();
         queue.push(2);

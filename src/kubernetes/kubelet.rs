@@ -18,13 +18,14 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use super::registry::seconds;
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
-use crate::infra::work_queue::WorkQueue;
+use crate::infra::record::Record;
+use crate::infra::work_queue::{WorkQueue, Workers};
 use crate::infra::{Cloud, Observed, Requested, Vm};
+use crate::leader::Term;
 
 /// Memory that the kubelet keeps from pods, in KiB (contract clever-api 4.4).
 const RESERVED_MEMORY_KIB: u64 = 100 * 1024;
@@ -68,47 +69,35 @@ impl From<kube::Error> for KubeletError {
     }
 }
 
-/// Runs the kubelets of every VM until `shutdown`.
-pub async fn run(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, shutdown: CancellationToken) {
-    let queue: WorkQueue<String> = WorkQueue::new(clock.clone());
-    if kubernetes.inner.kubelets.set(queue.clone()).is_err() {
-        tracing::error!("the kubelets run already");
-        return;
-    }
+/// Starts the kubelets of every VM.
+pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Term) -> Workers {
+    let queue: WorkQueue<String> = WorkQueue::new(clock.clone(), term.clone());
+    *kubernetes.inner.kubelets.lock() = Some(queue.clone());
     let kubelets = Arc::new(Kubelets {
         kubernetes,
         cloud: cloud.clone(),
         clock,
         clients: Mutex::new(HashMap::new()),
     });
-    let mut workers = {
-        let kubelets = Arc::clone(&kubelets);
-        queue.start(move |cluster: String| {
-            let kubelets = Arc::clone(&kubelets);
-            async move { kubelets.reconcile(&cluster).await.map(|()| None) }
-        })
-    };
     match kubelets.kubernetes.cluster_ids().await {
         Ok(clusters) => clusters.into_iter().for_each(|cluster| queue.push(cluster)),
         Err(error) => {
             tracing::warn!(%error, "cannot list clusters: nodes follow their next change");
         }
     }
-    let mut vms = cloud.watch();
-    loop {
-        let event = tokio::select! {
-            event = vms.next() => event,
-            () = shutdown.cancelled() => None,
-        };
-        let Some(event) = event else {
-            break;
-        };
-        if let Some(guest) = guest_of(&event.vm) {
-            queue.push(guest.cluster_id);
+    let changed = queue.clone();
+    cloud.observe(Box::new(move |change| {
+        if let Some(Record::Vm(vm)) = change.new.or(change.old).map(Arc::as_ref)
+            && let Some(guest) = guest_of(vm)
+        {
+            changed.push(guest.cluster_id);
         }
-    }
-    queue.close();
-    while workers.join_next().await.is_some() {}
+        !changed.is_closed()
+    }));
+    queue.start(move |cluster: String| {
+        let kubelets = Arc::clone(&kubelets);
+        async move { kubelets.reconcile(&cluster).await.map(|()| None) }
+    })
 }
 
 fn guest_of(vm: &Vm) -> Option<KubeletGuest> {

@@ -1,6 +1,6 @@
 //! One Kubernetes API per cluster, on one TLS listener, under `/clusters/<id>`.
 //!
-//! May use `etcd::client`, `infra` and `clock`. Must never know of organisations, quotas or prices:
+//! May use `infra`, `leader`, `etcd::client` and `clock`. Must never know of organisations, quotas or prices:
 //! whoever is above says which clusters there are ([`Kubernetes::provision_cluster`]) and whether
 //! their API is up ([`Kubernetes::set_available`]).
 //!
@@ -23,7 +23,7 @@ mod server;
 mod status;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use etcd_proto::etcdserverpb::TxnRequest;
 use parking_lot::Mutex;
@@ -77,6 +77,8 @@ pub struct KubernetesConfig {
     pub keyspaces: SharedKeyspaces,
     pub clock: Clock,
     pub seed: u64,
+    /// Of its own for each of the servers that share a store, so that they never draw the same; 0 for one alone.
+    pub instance: u64,
     /// Host that clients reach the listener by, in kubeconfigs and certificates.
     pub public_host: String,
     pub public_port: u16,
@@ -93,13 +95,14 @@ struct Inner {
     client: Client,
     clock: Clock,
     seed: u64,
+    instance: u64,
     server_address: String,
     serving_authority: Pair,
     tls: Arc<rustls::ServerConfig>,
     /// Clusters in use, each as of its record. Bounded by the clusters that there are.
     clusters: Mutex<HashMap<String, Arc<Cluster>>>,
     /// Told of clusters whose record changed; empty until the kubelets run.
-    kubelets: OnceLock<WorkQueue<String>>,
+    kubelets: Mutex<Option<WorkQueue<String>>>,
 }
 
 impl Kubernetes {
@@ -126,7 +129,8 @@ impl Kubernetes {
                 tls: server::tls_config(&serving)?,
                 serving_authority,
                 clusters: Mutex::new(HashMap::new()),
-                kubelets: OnceLock::new(),
+                kubelets: Mutex::new(None),
+                instance: config.instance,
             }),
         })
     }
@@ -222,7 +226,13 @@ impl Kubernetes {
         let record: ClusterRecord = match &found {
             Some(kv) => serde_json::from_slice(&kv.value)
                 .map_err(|source| KubernetesError::Record { key, source })?,
-            None => return Err(KubernetesError::ClusterNotFound(id.to_owned())),
+            None => {
+                // Another server may have deleted it.
+                if let Some(cluster) = self.inner.clusters.lock().remove(id) {
+                    cluster.ended.cancel();
+                }
+                return Err(KubernetesError::ClusterNotFound(id.to_owned()));
+            }
         };
         let mut clusters = self.inner.clusters.lock();
         if let Some(cluster) = clusters.get(id)
@@ -260,6 +270,7 @@ impl Kubernetes {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
         hash.update(self.inner.seed.to_be_bytes());
+        hash.update(self.inner.instance.to_be_bytes());
         hash.update(id.as_bytes());
         hash.update(self.inner.clock.now().0.to_be_bytes());
         ChaCha8Rng::from_seed(hash.finalize().into())
@@ -279,7 +290,7 @@ impl Kubernetes {
             change(&mut record);
             if self.write(&key, kv.mod_revision, &record).await? {
                 self.load(id).await?;
-                if let Some(kubelets) = self.inner.kubelets.get() {
+                if let Some(kubelets) = self.inner.kubelets.lock().as_ref() {
                     kubelets.push(id.to_owned());
                 }
                 return Ok(());

@@ -1,6 +1,6 @@
 //! CKE itself: clusters, node groups, quotas, prices, and the controllers that make them real.
 //!
-//! May use `infra`, `kubernetes` (through [`cluster_api::ClusterApi`]), `etcd::client` and `clock`.
+//! May use `infra`, `kubernetes` (through [`cluster_api::ClusterApi`]), `leader`, `etcd::client` and `clock`.
 //! Must never know of the REST API above it, nor of what stores etcd's keys.
 //!
 //! Rules without I/O come first: `catalog`, `pricing`, `quota`, `placement`, `validation`, and the
@@ -38,8 +38,10 @@ use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
 use crate::infra::Cloud;
 use crate::infra::reflector::Reflector;
+use crate::infra::work_queue::Workers;
+use crate::leader::Term;
 
-use controller::{Context, Controllers};
+use controller::Context;
 use invariant::{Snapshot, Violation};
 use store::Store;
 
@@ -72,7 +74,6 @@ pub struct Platform {
 struct Inner {
     catalog: Catalog,
     context: Context,
-    controllers: Controllers,
     cancel: CancellationToken,
     /// Serves the requests of this process that touch an owner's ledger one after the other, so that
     /// they do not fail one another's comparisons. Owners share locks; correctness is the store's.
@@ -90,7 +91,7 @@ pub async fn last_instant(keyspaces: &SharedKeyspaces) -> Result<Option<Timestam
 }
 
 impl Platform {
-    /// Reads the state and starts the controllers: they go on where they were.
+    /// Reads the state, and is then ready for requests. See [`Platform::act`].
     pub async fn start(config: PlatformConfig) -> Result<Platform> {
         let client = config.keyspaces.client(KEYSPACE);
         let cancel = CancellationToken::new();
@@ -106,27 +107,23 @@ impl Platform {
             kubernetes: config.kubernetes,
             seed: config.seed,
         };
-        let controllers = Controllers::start(&context, &cancel);
         Ok(Platform {
             inner: Arc::new(Inner {
                 catalog: Catalog,
                 context,
-                controllers,
                 cancel,
                 ledger_locks: Default::default(),
             }),
         })
     }
 
-    /// Stops the controllers: each finishes the round that it is at.
-    pub async fn shutdown(&self) {
-        self.inner.controllers.shutdown().await;
-        self.inner.cancel.cancel();
+    /// Starts the controllers: they go on where the last ones were.
+    pub fn act(&self, term: &Term) -> Workers {
+        controller::start(&self.inner.context, term)
     }
 
-    /// Stops the controllers at once, wherever they are, as a kill would.
-    pub async fn abort(&self) {
-        self.inner.controllers.abort().await;
+    /// Ends every watch: nothing is seen here any more.
+    pub fn close(&self) {
         self.inner.cancel.cancel();
     }
 

@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
 use crate::infra::testing::MemoryKeyspaces;
+use crate::infra::work_queue::Workers;
 use crate::infra::{Cloud, CloudConfig};
+use crate::leader::Term;
 
 use super::cluster_api::{ClusterApi, ClusterApiError};
 use super::{
@@ -115,6 +117,8 @@ pub(super) struct World {
     pub clock: Clock,
     pub cloud: Cloud,
     pub platform: Platform,
+    controllers: Workers,
+    machinery: Workers,
 }
 
 impl World {
@@ -149,7 +153,10 @@ impl World {
         })
         .await
         .expect("the platform starts");
+        let term = Term::for_ever();
         World {
+            machinery: cloud.act(&term),
+            controllers: platform.act(&term),
             keyspaces,
             kubernetes,
             clock,
@@ -160,9 +167,23 @@ impl World {
 
     /// Ends the platform and the cloud wherever they are.
     pub async fn kill(self) -> Dead {
-        self.platform.abort().await;
-        self.cloud.abort().await;
-        Dead(self)
+        self.controllers.abort().await;
+        self.machinery.abort().await;
+        self.platform.close();
+        self.cloud.close();
+        Dead {
+            keyspaces: self.keyspaces,
+            kubernetes: self.kubernetes,
+            clock: self.clock,
+        }
+    }
+
+    /// Ends the platform and the cloud after what is under way.
+    pub async fn shutdown(self) {
+        self.controllers.finish().await;
+        self.machinery.finish().await;
+        self.platform.close();
+        self.cloud.close();
     }
 
     pub async fn advance(&self, seconds: u64) {
@@ -213,17 +234,20 @@ impl World {
 }
 
 /// A world that was killed; its store was not.
-pub(super) struct Dead(World);
+pub(super) struct Dead {
+    keyspaces: SharedKeyspaces,
+    kubernetes: Arc<FakeKubernetes>,
+    clock: Clock,
+}
 
 impl Dead {
     /// Starts a new one on the same store, with a clock that reads what the store knows.
     pub async fn restart(self) -> World {
-        let World {
+        let Dead {
             keyspaces,
             kubernetes,
             clock,
-            ..
-        } = self.0;
+        } = self;
         let origin = super::last_instant(&keyspaces)
             .await
             .expect("the store can be read")

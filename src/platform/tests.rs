@@ -611,8 +611,7 @@ async fn a_life_on_materia_etcd() {
     assert_eq!(world.status(&id).await, ClusterStatus::Deleted);
     assert_eq!(used(&world).await, (0, 0));
     world.check_invariants().await;
-    world.platform.shutdown().await;
-    world.cloud.shutdown().await;
+    world.shutdown().await;
 }
 
 fn names(group: &NodeGroup) -> Vec<String> {

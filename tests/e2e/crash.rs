@@ -127,7 +127,7 @@ fn cluster_with_workers() -> (Cke, String) {
     (cke, path)
 }
 
-fn settled(cluster: &Value) -> bool {
+pub fn settled(cluster: &Value) -> bool {
     assert_ne!(cluster["status"], "FAILED", "{cluster:#}");
     cluster["status"] == "ACTIVE" && cluster["nodeGroups"][0]["status"] == "READY"
 }

@@ -46,6 +46,8 @@ pub const MANUAL: &str = "manual";
 pub struct Cke {
     process: Process,
     directory: tempfile::TempDir,
+    /// Flags that say where its data is, if not in its directory.
+    store: Vec<String>,
     time_scale: String,
     /// What the `export` lines say.
     pub exports: BTreeMap<String, String>,
@@ -54,11 +56,29 @@ pub struct Cke {
 impl Cke {
     pub fn start(time_scale: &str) -> Cke {
         let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = store(directory.path());
+        Cke::start_on(directory, store, time_scale)
+    }
+
+    /// Another server on the same store, which several can share.
+    pub fn start_beside(&self) -> Cke {
+        assert!(on_foundationdb());
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Cke::start_on(directory, self.store.clone(), &self.time_scale)
+    }
+
+    /// The flags that say where its data is.
+    pub fn store(&self) -> &[String] {
+        &self.store
+    }
+
+    fn start_on(directory: tempfile::TempDir, store: Vec<String>, time_scale: &str) -> Cke {
         std::fs::write(directory.path().join("cke.toml"), STRANGER).expect("the configuration");
-        let (process, exports) = serve(directory.path(), time_scale, [0, 0, 0]);
+        let (process, exports) = serve(directory.path(), &store, time_scale, [0, 0, 0]);
         Cke {
             process,
             directory,
+            store,
             time_scale: time_scale.to_owned(),
             exports,
         }
@@ -90,7 +110,8 @@ impl Cke {
             port.unwrap_or_else(|| panic!("{name} has no port: {url}"))
         };
         let ports = [port("API_HOST"), port("CKE_KUBERNETES"), port("CKE_ETCD")];
-        let (process, exports) = serve(self.directory.path(), &self.time_scale, ports);
+        let (process, exports) =
+            serve(self.directory.path(), &self.store, &self.time_scale, ports);
         assert_eq!(exports, self.exports);
         self.process = process;
     }
@@ -256,6 +277,7 @@ pub fn text(value: &Value) -> String {
 
 fn serve(
     directory: &Path,
+    store: &[String],
     time_scale: &str,
     ports: [u16; 3],
 ) -> (Process, BTreeMap<String, String>) {
@@ -271,7 +293,7 @@ fn serve(
         .args(["--listen-kubernetes", &kubernetes])
         .args(["--listen-etcd", &etcd])
         .args(["--time-scale", time_scale, "--seed", "1"])
-        .args(store(directory));
+        .args(store);
     let (process, said) = Process::start(command, directory);
     let exports = said
         .iter()

@@ -29,5 +29,6 @@ mod materia_etcd;
 mod options;
 mod readme;
 mod rejections;
+mod sharing;
 mod topologies;
 mod transport;

@@ -9,7 +9,7 @@ use super::super::vm::{Datacenter, Image};
 use super::*;
 use crate::clock::TimeScale;
 
-async fn cloud(hypervisor_vcpus: u32) -> (Cloud, Clock) {
+async fn cloud(hypervisor_vcpus: u32) -> (Cloud, Clock, Workers) {
     let clock = Clock::new(TimeScale::Manual, Timestamp(0));
     let keyspaces = Arc::new(MemoryKeyspaces::default());
     let config = CloudConfig {
@@ -17,7 +17,9 @@ async fn cloud(hypervisor_vcpus: u32) -> (Cloud, Clock) {
         hypervisor_vcpus,
         ..CloudConfig::new(keyspaces, clock.clone(), 0)
     };
-    (Cloud::start(config).await.expect("the cloud starts"), clock)
+    let cloud = Cloud::start(config).await.expect("the cloud starts");
+    let workers = cloud.act(&Term::for_ever());
+    (cloud, clock, workers)
 }
 
 fn spec(id: &str) -> VmSpec {
@@ -35,7 +37,7 @@ fn spec(id: &str) -> VmSpec {
 
 #[tokio::test]
 async fn a_vm_boots_runs_and_goes_when_its_time_has_come() {
-    let (cloud, clock) = cloud(64).await;
+    let (cloud, clock, _workers) = cloud(64).await;
     let id = VmId::from("a");
     let vm = cloud.create_vm(spec("a")).await.unwrap();
     let boot = Timestamp(0).until(vm.boots_at);
@@ -60,7 +62,7 @@ async fn a_vm_boots_runs_and_goes_when_its_time_has_come() {
 
 #[tokio::test]
 async fn creating_twice_is_creating_once_and_an_id_means_one_shape() {
-    let (cloud, _clock) = cloud(64).await;
+    let (cloud, _clock, _workers) = cloud(64).await;
     let vm = cloud.create_vm(spec("a")).await.unwrap();
     assert_eq!(cloud.create_vm(spec("a")).await.unwrap(), vm);
     let larger = VmSpec {
@@ -80,7 +82,7 @@ async fn creating_twice_is_creating_once_and_an_id_means_one_shape() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn capacity_is_never_exceeded_however_many_ask_at_once() {
     // 3 × 2 hypervisors of 16 vCPU hold 24 VMs of 4.
-    let (cloud, _clock) = cloud(16).await;
+    let (cloud, _clock, _workers) = cloud(16).await;
     let asking = (0..40).map(|number| {
         let cloud = cloud.clone();
         tokio::spawn(async move { cloud.create_vm(spec(&format!("vm-{number}"))).await })
@@ -108,7 +110,7 @@ async fn capacity_is_never_exceeded_however_many_ask_at_once() {
 
 #[tokio::test]
 async fn a_watch_starts_with_what_is_there_and_holds_the_clock() {
-    let (cloud, clock) = cloud(64).await;
+    let (cloud, clock, workers) = cloud(64).await;
     cloud.create_vm(spec("b")).await.unwrap();
     cloud.create_vm(spec("a")).await.unwrap();
     let mut watch = cloud.watch();
@@ -145,13 +147,14 @@ async fn a_watch_starts_with_what_is_there_and_holds_the_clock() {
         seen.iter().filter(|(id, _)| id == "a").collect::<Vec<_>>(),
         [&(String::from("a"), VmEventKind::Deleted)]
     );
-    cloud.shutdown().await;
+    workers.finish().await;
+    cloud.close();
     assert!(watch.next().await.is_none());
 }
 
 #[tokio::test]
 async fn public_addresses_are_held_until_released() {
-    let (cloud, _clock) = cloud(64).await;
+    let (cloud, _clock, _workers) = cloud(64).await;
     let held = cloud.allocate_public_ips("service", 2).await.unwrap();
     assert_eq!(cloud.allocate_public_ips("service", 2).await.unwrap(), held);
     let load_balancer = cloud
@@ -178,7 +181,7 @@ async fn public_addresses_are_held_until_released() {
 
 #[tokio::test]
 async fn a_guest_can_be_replaced() {
-    let (cloud, _clock) = cloud(64).await;
+    let (cloud, _clock, _workers) = cloud(64).await;
     cloud.create_vm(spec("a")).await.unwrap();
     let id = VmId::from("a");
     let guest = serde_json::json!({"a": 2});

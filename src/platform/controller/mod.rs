@@ -10,13 +10,12 @@ mod orphan;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
 use crate::infra::reflector::Change;
-use crate::infra::work_queue::WorkQueue;
+use crate::infra::work_queue::{WorkQueue, Workers};
 use crate::infra::{self, Cloud};
+use crate::leader::Term;
 
 use super::cluster_api::ClusterApi;
 use super::error::PlatformError;
@@ -65,66 +64,42 @@ fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
 /// A key of one of the controllers; in this order they are worked on.
 type Task = (usize, String);
 
-/// The controllers at work.
-pub struct Controllers {
-    queue: WorkQueue<Task>,
-    workers: tokio::sync::Mutex<JoinSet<()>>,
-}
+/// Starts the controllers with everything that there is; they go on with what changes.
+pub fn start(context: &Context, term: &Term) -> Workers {
+    let controllers: Arc<Vec<Arc<dyn Controller>>> = Arc::new(all(context));
+    let queue: WorkQueue<Task> = WorkQueue::new(context.store.clock.clone(), term.clone());
 
-impl Controllers {
-    /// Starts with everything that there is, and goes on with what changes, until `cancel`.
-    pub fn start(context: &Context, cancel: &CancellationToken) -> Controllers {
-        let controllers: Arc<Vec<Arc<dyn Controller>>> = Arc::new(all(context));
-        let queue: WorkQueue<Task> = WorkQueue::new(context.store.clock.clone());
-
-        let (list, changed, stop) = (Arc::clone(&controllers), queue.clone(), cancel.clone());
-        context.store.view.observe(Box::new(move |change| {
-            for (index, controller) in list.iter().enumerate() {
-                for key in controller.on_record(change) {
-                    changed.push((index, key));
-                }
+    let (list, changed) = (Arc::clone(&controllers), queue.clone());
+    context.store.view.observe(Box::new(move |change| {
+        for (index, controller) in list.iter().enumerate() {
+            for key in controller.on_record(change) {
+                changed.push((index, key));
             }
-            !stop.is_cancelled()
-        }));
-
-        let (list, changed, stop) = (Arc::clone(&controllers), queue.clone(), cancel.clone());
-        context.cloud.observe(Box::new(move |change| {
-            let owner = change.new.or(change.old).and_then(owner_of);
-            for (index, controller) in list.iter().enumerate() {
-                for key in controller.on_cloud(owner.as_ref(), change) {
-                    changed.push((index, key));
-                }
-            }
-            !stop.is_cancelled()
-        }));
-
-        let workers = queue.start(move |(index, key): Task| {
-            let controllers = Arc::clone(&controllers);
-            async move {
-                let Some(controller) = controllers.get(index) else {
-                    return Ok(None);
-                };
-                tracing::trace!(controller = controller.name(), key, "round");
-                controller.reconcile(&key).await
-            }
-        });
-        Controllers {
-            queue,
-            workers: tokio::sync::Mutex::new(workers),
         }
-    }
+        !changed.is_closed()
+    }));
 
-    /// Ends after the rounds under way.
-    pub async fn shutdown(&self) {
-        self.queue.close();
-        while self.workers.lock().await.join_next().await.is_some() {}
-    }
+    let (list, changed) = (Arc::clone(&controllers), queue.clone());
+    context.cloud.observe(Box::new(move |change| {
+        let owner = change.new.or(change.old).and_then(owner_of);
+        for (index, controller) in list.iter().enumerate() {
+            for key in controller.on_cloud(owner.as_ref(), change) {
+                changed.push((index, key));
+            }
+        }
+        !changed.is_closed()
+    }));
 
-    /// Ends at once, wherever each round is.
-    pub async fn abort(&self) {
-        self.queue.close();
-        self.workers.lock().await.shutdown().await;
-    }
+    queue.start(move |(index, key): Task| {
+        let controllers = Arc::clone(&controllers);
+        async move {
+            let Some(controller) = controllers.get(index) else {
+                return Ok(None);
+            };
+            tracing::trace!(controller = controller.name(), key, "round");
+            controller.reconcile(&key).await
+        }
+    })
 }
 
 fn owner_of(record: &Arc<infra::record::Record>) -> Option<CloudOwner> {
