@@ -110,8 +110,7 @@ impl Cke {
             port.unwrap_or_else(|| panic!("{name} has no port: {url}"))
         };
         let ports = [port("API_HOST"), port("CKE_KUBERNETES"), port("CKE_ETCD")];
-        let (process, exports) =
-            serve(self.directory.path(), &self.store, &self.time_scale, ports);
+        let (process, exports) = serve(self.directory.path(), &self.store, &self.time_scale, ports);
         assert_eq!(exports, self.exports);
         self.process = process;
     }

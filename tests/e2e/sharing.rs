@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::command;
 use crate::crash::settled;
-use crate::harness::{Cke, cke, on_foundationdb};
+use crate::harness::{Cke, cke, on_foundationdb, text};
 
 /// Slow enough to be met in the middle: a creation takes about three seconds.
 const SLOW: &str = "20";
@@ -65,16 +65,23 @@ fn servers_of_one_store_have_one_time_line() {
             .args(["serve", "--listen-http", free, "--listen-kubernetes", free])
             .args(["--listen-etcd", free, "--time-scale", scale])
             .args(first.store());
-        let said = command::run(command);
+        let said = command::run(&mut command);
         assert_ne!(said.code, Some(0), "{said:#?}");
         assert!(said.stderr.contains(reason), "{said:#?}");
     }
     let second = first.start_beside();
-    let time = |cke: &Cke| {
-        let answer = cke.request("GET", "/_sim/clock", None).ok();
-        answer.clone()
+    let now = |cke: &Cke| {
+        let clock = cke.request("GET", "/_sim/clock", None).ok();
+        let format = &time::format_description::well_known::Rfc3339;
+        time::OffsetDateTime::parse(&text(&clock["now"]), format).expect("a time")
     };
-    println!("{} {}", time(&first), time(&second));
+    // 20 simulated seconds a real one: read one after the other, they differ by what lies between.
+    let (earlier, between, later) = (now(&first), now(&second), now(&first));
+    let tolerance = time::Duration::milliseconds(200);
+    assert!(
+        earlier - tolerance <= between && between <= later + tolerance,
+        "{earlier} {between} {later}"
+    );
     second.finish();
     first.finish();
 }
