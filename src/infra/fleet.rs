@@ -83,7 +83,8 @@ mod tests {
         );
         let mut check = |datacenter, vcpus, ram_gb, expect: Option<&str>| {
             let room = Room { vcpus, ram_gb };
-            let chosen = choose(fleet.iter(), |_| Site::default(), datacenter, room).map(|h| h.name.clone());
+            let chosen =
+                choose(fleet.iter(), |_| Site::default(), datacenter, room).map(|h| h.name.clone());
             assert_eq!(chosen.as_deref(), expect);
             if let Some(hypervisor) = fleet.iter_mut().find(|h| Some(&h.name) == chosen.as_ref()) {
                 let id = VmId(format!("vm-{}", hypervisor.placed.len()));

@@ -98,7 +98,9 @@ fn finish_boot(vm: &mut Vm, now: Timestamp) {
 }
 
 fn follow_reachability(vm: &mut Vm, site: &Site, now: Timestamp) {
-    let phase = vm.flapping.map(|flapping| phase(flapping, vm.disturbed_at, now));
+    let phase = vm
+        .flapping
+        .map(|flapping| phase(flapping, vm.disturbed_at, now));
     let reachable = is_on(vm, site) && phase.is_none_or(|phase| phase.answers);
     if reachable == vm.reachable {
         return;
@@ -144,8 +146,10 @@ fn probes_turn_at(vm: &Vm) -> Option<Timestamp> {
         (Health::Unhealthy { .. }, true) => HEALTHY_AFTER,
         _ => return None,
     };
-    vm.is_running()
-        .then(|| vm.reachability_changed_at.saturating_add(PROBE_INTERVAL * probes))
+    vm.is_running().then(|| {
+        vm.reachability_changed_at
+            .saturating_add(PROBE_INTERVAL * probes)
+    })
 }
 
 /// When a VM that is where it should be moves next, if nothing happens to it.
@@ -180,7 +184,11 @@ fn phase(flapping: Flapping, first: Timestamp, now: Timestamp) -> Phase {
     let (answers, from, to) = if into < down {
         (false, cycle, cycle.saturating_add(down))
     } else {
-        (true, cycle.saturating_add(down), cycle.saturating_add(down + up))
+        (
+            true,
+            cycle.saturating_add(down),
+            cycle.saturating_add(down + up),
+        )
     };
     Phase {
         answers,
@@ -188,7 +196,6 @@ fn phase(flapping: Flapping, first: Timestamp, now: Timestamp) -> Phase {
         until: Timestamp(to),
     }
 }
-
 
 #[cfg(test)]
 mod tests;

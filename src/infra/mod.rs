@@ -13,6 +13,7 @@ mod boot;
 mod clock_reading;
 pub mod fleet;
 mod lifecycle;
+pub mod metering;
 pub mod record;
 pub mod reflector;
 pub mod site;

@@ -8,6 +8,8 @@
 //! | `/address/<ipv4>` | [`AddressLease`] |
 //! | `/load-balancer/<id>` | [`LoadBalancer`] |
 //! | `/network/<id>` | [`Network`] |
+//! | `/metering/interval/<owner>/<start>/<resource>` | [`Interval`] |
+//! | `/metering/rolled-up/<owner>/<end>` | [`RolledUp`](super::metering::RolledUp), read when asked for |
 //! | `/clock` | [`ClockReading`](super::clock_reading) |
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fleet::Hypervisor;
+use super::metering::{INTERVAL, Interval};
 use super::site::Site;
 use super::vm::{Datacenter, Vm};
 use super::{LoadBalancer, Network};
@@ -43,6 +46,7 @@ pub enum Record {
     Address(AddressLease),
     LoadBalancer(LoadBalancer),
     Network(Network),
+    Interval(Interval),
 }
 
 pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
@@ -72,6 +76,8 @@ pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value, Record::LoadBalancer)
     } else if key.starts_with(NETWORK) {
         read(key, value, Record::Network)
+    } else if key.starts_with(INTERVAL) {
+        read(key, value, Record::Interval)
     } else {
         None
     }
@@ -103,6 +109,7 @@ impl Inventory {
             }
             Record::LoadBalancer(load_balancer) => self.load_balancers.push(load_balancer.clone()),
             Record::Network(network) => self.networks.push(network.clone()),
+            Record::Interval(_) => {}
         }
     }
 }

@@ -93,10 +93,7 @@ pub struct Site {
 impl Site {
     /// Whether what runs there can be reached from outside.
     pub fn is_reachable(&self) -> bool {
-        matches!(
-            self.state,
-            DatacenterState::Up | DatacenterState::Degraded
-        )
+        matches!(self.state, DatacenterState::Up | DatacenterState::Degraded)
     }
 
     pub fn has_power(&self) -> bool {

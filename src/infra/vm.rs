@@ -213,6 +213,9 @@ pub struct Vm {
     pub site_losses: u32,
     /// When it will be gone, once its deletion is requested.
     pub gone_at: Option<Timestamp>,
+    /// Since when it is on the meter: see [`metering`](super::metering).
+    #[serde(default)]
+    pub metered_since: Option<Timestamp>,
     #[serde(default)]
     pub power: Power,
     /// It runs and answers nothing.

@@ -6,8 +6,15 @@ use crate::infra::{Observed, Vm};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmState {
     Absent,
-    Provisioning { outdated: bool },
-    Running { since: Timestamp, outdated: bool },
+    Provisioning {
+        outdated: bool,
+    },
+    /// `healthy`: the probes do not say otherwise.
+    Running {
+        since: Timestamp,
+        outdated: bool,
+        healthy: bool,
+    },
     Failed,
     Deleting,
 }
@@ -18,7 +25,11 @@ impl VmState {
         let outdated = vm.spec.guest != *guest;
         match vm.observed {
             Observed::Provisioning => VmState::Provisioning { outdated },
-            Observed::Running { since } => VmState::Running { since, outdated },
+            Observed::Running { since } => VmState::Running {
+                since,
+                outdated,
+                healthy: vm.is_healthy(),
+            },
             Observed::Failed => VmState::Failed,
             Observed::Deleting => VmState::Deleting,
         }
@@ -26,6 +37,11 @@ impl VmState {
 
     pub fn is_running(self) -> bool {
         matches!(self, VmState::Running { .. })
+    }
+
+    /// It runs and is healthy: what is on it works.
+    pub fn is_serving(self) -> bool {
+        matches!(self, VmState::Running { healthy: true, .. })
     }
 
     /// Something else than it should runs, or will run, inside.

@@ -30,6 +30,7 @@ fn cluster() -> Cluster {
 /// Everything that a cluster can want to see.
 fn all_there(cluster: &Cluster) -> Seen {
     let running = VmState::Running {
+        healthy: true,
         since: NOW,
         outdated: false,
     };
@@ -178,6 +179,7 @@ fn vms_are_asked_for_until_they_are_there() {
     };
     let booting = VmState::Provisioning { outdated: false };
     let running = VmState::Running {
+        healthy: true,
         since: NOW,
         outdated: false,
     };

@@ -56,6 +56,7 @@ impl World {
         let state = |vm: &Simulated| match vm.gone {
             Some(_) => VmState::Deleting,
             None if vm.running <= self.now => VmState::Running {
+                healthy: true,
                 since: vm.running,
                 outdated: false,
             },
