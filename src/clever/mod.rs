@@ -14,6 +14,7 @@ mod cluster;
 mod deployment_event;
 pub mod error;
 mod kubeconfig;
+mod load_balancer;
 mod node_group;
 mod price_system;
 mod product;
@@ -83,6 +84,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cluster::routes())
         .merge(node_group::routes())
         .merge(kubeconfig::routes())
+        .merge(load_balancer::routes())
         .merge(deployment_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
