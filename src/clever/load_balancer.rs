@@ -10,7 +10,7 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 
 use crate::clever::Clever;
-use crate::clever::authentication::Owner;
+use crate::clever::authentication::Actor;
 use crate::clever::error::{ApiError, CLUSTER, LOAD_BALANCER};
 use crate::clever::transport::{Json, JsonBody};
 use crate::platform::catalog::LOCATION;
@@ -196,37 +196,44 @@ impl Creation {
     }
 }
 
+/// What who asks can see.
+async fn reachable(clever: &Clever, actor: &Actor) -> Result<Vec<ServiceLoadBalancer>, ApiError> {
+    let mut found = clever.platform.list_load_balancers(&actor.owner).await?;
+    found.retain(|one| actor.may_reach(&one.cluster));
+    Ok(found)
+}
+
 async fn list(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
 ) -> Result<Json<Vec<LoadBalancerBody>>, ApiError> {
-    let found = clever.platform.list_load_balancers(&owner.id).await?;
+    let found = reachable(&clever, &actor).await?;
     Ok(Json(found.into_iter().map(Into::into).collect()))
 }
 
 async fn list_of_parent(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, parent)): Path<(String, String)>,
 ) -> Result<Json<Vec<LoadBalancerBody>>, ApiError> {
-    let mut found = clever.platform.list_load_balancers(&owner.id).await?;
+    let mut found = reachable(&clever, &actor).await?;
     found.retain(|one| one.cluster.as_str() == parent || one.region == parent);
     Ok(Json(found.into_iter().map(Into::into).collect()))
 }
 
 async fn list_of_region(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, region)): Path<(String, String)>,
 ) -> Result<Json<Vec<LoadBalancerBody>>, ApiError> {
-    let mut found = clever.platform.list_load_balancers(&owner.id).await?;
+    let mut found = reachable(&clever, &actor).await?;
     found.retain(|one| one.region == region);
     Ok(Json(found.into_iter().map(Into::into).collect()))
 }
 
 async fn create(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, region)): Path<(String, String)>,
     JsonBody(creation): JsonBody<Creation>,
 ) -> Result<(StatusCode, Json<LoadBalancerBody>), ApiError> {
@@ -235,22 +242,26 @@ async fn create(
         return Err(ApiError::invalid_field("regionId", region, reason));
     }
     let request = creation.request()?;
+    if !actor.may_reach(&request.cluster) {
+        let id = request.cluster.as_str();
+        return Err(ApiError::resource_not_found(CLUSTER, id));
+    }
     let created = clever
         .platform
-        .create_load_balancer(&owner.id, request)
+        .create_load_balancer(&actor.owner, request)
         .await?;
     Ok((StatusCode::CREATED, Json(created.into())))
 }
 
-/// The owner's load balancer of that id, in that region.
+/// The owner's load balancer of that id, in that region, if who asks can see it.
 async fn find(
     clever: &Clever,
-    owner: &Owner,
+    actor: &Actor,
     region: &str,
     id: &str,
 ) -> Result<ServiceLoadBalancer, ApiError> {
-    let found = clever.platform.get_load_balancer(&owner.id, id).await?;
-    if found.region == region {
+    let found = clever.platform.get_load_balancer(&actor.owner, id).await?;
+    if found.region == region && actor.may_reach(&found.cluster) {
         return Ok(found);
     }
     Err(ApiError::resource_not_found(LOAD_BALANCER, id))
@@ -258,40 +269,43 @@ async fn find(
 
 async fn read(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, region, id)): Path<(String, String, String)>,
 ) -> Result<Json<LoadBalancerBody>, ApiError> {
-    Ok(Json(find(&clever, &owner, &region, &id).await?.into()))
+    Ok(Json(find(&clever, &actor, &region, &id).await?.into()))
 }
 
 async fn remove(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, region, id)): Path<(String, String, String)>,
 ) -> Result<Json<LoadBalancerBody>, ApiError> {
-    find(&clever, &owner, &region, &id).await?;
-    let going = clever.platform.delete_load_balancer(&owner.id, &id).await?;
+    find(&clever, &actor, &region, &id).await?;
+    let going = clever
+        .platform
+        .delete_load_balancer(&actor.owner, &id)
+        .await?;
     Ok(Json(going.into()))
 }
 
 async fn read_configuration(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, region, id)): Path<(String, String, String)>,
 ) -> Result<Json<ConfigurationBody>, ApiError> {
-    Ok(Json(find(&clever, &owner, &region, &id).await?.into()))
+    Ok(Json(find(&clever, &actor, &region, &id).await?.into()))
 }
 
 async fn configure(
     State(clever): State<Clever>,
-    owner: Owner,
+    actor: Actor,
     Path((_, region, id)): Path<(String, String, String)>,
     JsonBody(wanted): JsonBody<WantedConfiguration>,
 ) -> Result<Json<ConfigurationBody>, ApiError> {
-    find(&clever, &owner, &region, &id).await?;
+    find(&clever, &actor, &region, &id).await?;
     let configured = clever
         .platform
-        .configure_load_balancer(&owner.id, &id, wanted.configuration())
+        .configure_load_balancer(&actor.owner, &id, wanted.configuration())
         .await?;
     Ok(Json(configured.into()))
 }
