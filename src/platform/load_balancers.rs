@@ -1,11 +1,10 @@
-//! What can be asked of load balancers of Services, and of the quota that bounds them.
+//! What can be asked of load balancers of Services.
 
 use super::catalog::LOCATION;
 use super::error::PlatformError;
 use super::identity;
 use super::load_balancer::{ADDRESSES, Configuration, CreateLoadBalancer, ServiceLoadBalancer};
 use super::model::{ClusterId, ClusterStatus, OwnerId};
-use super::quota::Limits;
 use super::store::{Change, Versioned};
 use super::{ATTEMPTS, Platform, Result, contention};
 
@@ -169,24 +168,6 @@ impl Platform {
         let cluster: ClusterId = found.ok_or_else(not_found)?.cluster;
         let found = self.store().find_load_balancer(&cluster, id).await?;
         found.ok_or_else(not_found)
-    }
-
-    /// Changes what an owner may hold. What it holds already stays, over the new limits too.
-    pub async fn set_limits(&self, owner: &OwnerId, limits: Limits) -> Result<Limits> {
-        let _serial = self.ledger_lock(owner).await;
-        for _ in 0..ATTEMPTS {
-            let mut ledger = self.store().ledger(owner).await?;
-            if ledger.value.limits == limits {
-                return Ok(limits);
-            }
-            ledger.value.limits = limits;
-            let mut change = Change::new();
-            change.ledger(&ledger)?;
-            if self.store().commit(change).await? {
-                return Ok(limits);
-            }
-        }
-        Err(contention(owner))
     }
 }
 

@@ -27,6 +27,7 @@ mod load_balancers;
 mod login;
 mod main_job;
 mod materia_etcd;
+mod money;
 mod options;
 mod readme;
 mod rejections;
