@@ -11,8 +11,9 @@ struct Run {
     last: Ipv4Addr,
 }
 
-/// Documentation addresses (RFC 5737): nothing real answers there. Without the ends of each network.
-const PUBLIC: [Run; 2] = [
+/// Documentation addresses (RFC 5737), then those for benchmarks (RFC 2544): nothing real answers there.
+/// Without the ends of each network.
+const PUBLIC: [Run; 3] = [
     Run {
         first: Ipv4Addr::new(192, 0, 2, 1),
         last: Ipv4Addr::new(192, 0, 2, 254),
@@ -20,6 +21,10 @@ const PUBLIC: [Run; 2] = [
     Run {
         first: Ipv4Addr::new(198, 51, 100, 1),
         last: Ipv4Addr::new(198, 51, 100, 254),
+    },
+    Run {
+        first: Ipv4Addr::new(198, 18, 0, 1),
+        last: Ipv4Addr::new(198, 19, 255, 254),
     },
 ];
 
@@ -83,7 +88,7 @@ mod tests {
         };
         check(&[], 2, Some(&["192.0.2.1", "192.0.2.2"]));
         check(&["192.0.2.1"], 2, Some(&["192.0.2.2", "192.0.2.3"]));
-        check(&[], 509, None);
+        check(&[], 131_579, None);
         let all = free_public(508, |_| false).expect("508 are free");
         assert_eq!(all[254].to_string(), "198.51.100.1");
         assert!(all.iter().all(|address| is_public(*address)));

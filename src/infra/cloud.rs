@@ -25,8 +25,8 @@ use super::vm::{
 };
 use super::work_queue::{WorkQueue, Workers};
 use super::{
-    CloudConfig, CloudError, KEYSPACE, LoadBalancer, Network, NetworkKind, Observed, Requested,
-    address_pool, boot, clock_reading,
+    CloudConfig, CloudError, KEYSPACE, LoadBalancer, Observed, Requested, address_pool, boot,
+    clock_reading,
 };
 
 /// How often a change is tried again after somebody else's came first.
@@ -195,17 +195,18 @@ impl Cloud {
                 holder: spec.id.0.clone(),
             };
             let hypervisor_key = hypervisor_key(&hypervisor.name);
-            let compare = vec![
+            let mut compare = vec![
                 mod_revision_is(key.clone(), 0),
                 mod_revision_is(hypervisor_key.clone(), seen),
                 mod_revision_is(site_key(vm.datacenter), site_seen),
                 mod_revision_is(address_key(address), 0),
             ];
-            let changes = vec![
+            let mut changes = vec![
                 encode(&key, &vm)?,
                 encode(&hypervisor_key, &hypervisor)?,
                 encode(&address_key(address), &lease)?,
             ];
+            self.join(&vm, &mut compare, &mut changes)?;
             if self.commit(compare, changes).await? {
                 return Ok(Arc::new(vm));
             }
@@ -466,38 +467,6 @@ impl Cloud {
         }
     }
 
-    /// Requests a network. Idempotent by id.
-    pub async fn create_network(&self, id: &str, owner: &str, kind: NetworkKind) -> Result<()> {
-        let key = format!("{}{id}", record::NETWORK);
-        let network = Network {
-            id: id.to_owned(),
-            owner: owner.to_owned(),
-            kind,
-        };
-        let compare = vec![mod_revision_is(key.clone(), 0)];
-        // A comparison that fails says that it is there.
-        self.commit(compare, vec![encode(&key, &network)?])
-            .await
-            .map(drop)
-    }
-
-    /// Removes a network. Idempotent.
-    pub async fn delete_network(&self, id: &str) -> Result<()> {
-        let changes = vec![delete(format!("{}{id}", record::NETWORK))];
-        self.commit(Vec::new(), changes).await.map(drop)
-    }
-
-    pub fn network(&self, id: &str) -> Option<Network> {
-        let stored = self
-            .inner
-            .records
-            .get(&format!("{}{id}", record::NETWORK))?;
-        match stored.record.as_ref() {
-            Record::Network(network) => Some(network.clone()),
-            _ => None,
-        }
-    }
-
     /// Everything that there is, as of now.
     pub async fn inventory(&self) -> Result<Inventory> {
         self.inner.records.catch_up().await?;
@@ -633,7 +602,9 @@ fn address_key(address: Ipv4Addr) -> String {
 mod agenda;
 mod faults;
 mod metering;
+mod networks;
 mod vm_work;
+mod volumes;
 
 #[cfg(test)]
 mod tests;

@@ -14,10 +14,12 @@ mod clock_reading;
 pub mod fleet;
 mod lifecycle;
 pub mod metering;
+pub mod network_group;
 pub mod record;
 pub mod reflector;
 pub mod site;
 pub mod vm;
+pub mod volume;
 pub mod work_queue;
 
 mod cloud;
@@ -33,12 +35,14 @@ use crate::etcd::client::{ClientError, SharedKeyspaces};
 
 pub use clock_reading::{last_reading, save as save_reading, stamp};
 pub use cloud::Cloud;
+pub use network_group::Peer;
 pub use record::Inventory;
 pub use site::{BootFault, BootScope, CapacityFault, DatacenterState, Site};
 pub use vm::{
     Datacenter, Flapping, Health, Image, Load, Observed, Power, Requested, Vm, VmEvent,
     VmEventKind, VmId, VmSpec, VmWatch,
 };
+pub use volume::Volume;
 
 /// Name of the keyspace that holds everything of this layer.
 pub const KEYSPACE: &str = "infra";
@@ -70,6 +74,14 @@ pub enum CloudError {
         most: u64,
         given: u64,
     },
+    #[error("network {0} is not there")]
+    NetworkNotFound(String),
+    #[error("network {0} still has VMs")]
+    NetworkInUse(String),
+    #[error("volume {0} is not there")]
+    VolumeNotFound(String),
+    #[error("volume {0} exists and is not what is asked for")]
+    VolumeConflict(String),
     #[error("too many changes at once to {0}")]
     Contention(String),
     #[error(transparent)]
@@ -97,15 +109,16 @@ pub struct CloudConfig {
 }
 
 impl CloudConfig {
-    /// Room for about 300 organisations at the default quota.
+    /// Room for about 2,400 organisations at the default quota, and for 10,000 VMs of 8 vCPU with a whole
+    /// site lost.
     pub fn new(keyspaces: SharedKeyspaces, clock: Clock, seed: u64) -> CloudConfig {
         CloudConfig {
             keyspaces,
             clock,
             seed,
-            hypervisors_per_datacenter: 16,
-            hypervisor_vcpus: 256,
-            hypervisor_ram_gb: 1024,
+            hypervisors_per_datacenter: 80,
+            hypervisor_vcpus: 512,
+            hypervisor_ram_gb: 2048,
         }
     }
 }
@@ -132,6 +145,9 @@ pub struct Network {
     /// Whose it is, as [`VmSpec::owner`].
     pub owner: String,
     pub kind: NetworkKind,
+    /// Host number of the address that a VM got last; 0 before the first.
+    #[serde(default)]
+    pub last_host: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

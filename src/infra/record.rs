@@ -8,6 +8,8 @@
 //! | `/address/<ipv4>` | [`AddressLease`] |
 //! | `/load-balancer/<id>` | [`LoadBalancer`] |
 //! | `/network/<id>` | [`Network`] |
+//! | `/peer/<network>/<vm>` | [`Peer`] |
+//! | `/volume/<id>` | [`Volume`] |
 //! | `/metering/interval/<owner>/<start>/<resource>` | [`Interval`] |
 //! | `/metering/rolled-up/<owner>/<end>` | [`RolledUp`](super::metering::RolledUp), read when asked for |
 //! | `/clock` | [`ClockReading`](super::clock_reading) |
@@ -21,8 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet::Hypervisor;
 use super::metering::{INTERVAL, Interval};
+use super::network_group::Peer;
 use super::site::Site;
 use super::vm::{Datacenter, Vm};
+use super::volume::Volume;
 use super::{LoadBalancer, Network};
 
 pub const VM: &str = "/vm/";
@@ -31,6 +35,8 @@ pub const HYPERVISOR: &str = "/hypervisor/";
 pub const ADDRESS: &str = "/address/";
 pub const LOAD_BALANCER: &str = "/load-balancer/";
 pub const NETWORK: &str = "/network/";
+pub const PEER: &str = "/peer/";
+pub const VOLUME: &str = "/volume/";
 
 /// An address that somebody holds. A free one has no record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +52,8 @@ pub enum Record {
     Address(AddressLease),
     LoadBalancer(LoadBalancer),
     Network(Network),
+    Peer(Peer),
+    Volume(Volume),
     Interval(Interval),
 }
 
@@ -76,6 +84,10 @@ pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value, Record::LoadBalancer)
     } else if key.starts_with(NETWORK) {
         read(key, value, Record::Network)
+    } else if key.starts_with(PEER) {
+        read(key, value, Record::Peer)
+    } else if key.starts_with(VOLUME) {
+        read(key, value, Record::Volume)
     } else if key.starts_with(INTERVAL) {
         read(key, value, Record::Interval)
     } else {
@@ -92,6 +104,8 @@ pub struct Inventory {
     pub addresses: BTreeMap<Ipv4Addr, AddressLease>,
     pub load_balancers: Vec<LoadBalancer>,
     pub networks: Vec<Network>,
+    pub peers: Vec<Peer>,
+    pub volumes: Vec<Volume>,
 }
 
 impl Inventory {
@@ -109,6 +123,8 @@ impl Inventory {
             }
             Record::LoadBalancer(load_balancer) => self.load_balancers.push(load_balancer.clone()),
             Record::Network(network) => self.networks.push(network.clone()),
+            Record::Peer(peer) => self.peers.push(peer.clone()),
+            Record::Volume(volume) => self.volumes.push(volume.clone()),
             Record::Interval(_) => {}
         }
     }

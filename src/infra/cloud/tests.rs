@@ -168,7 +168,7 @@ async fn public_addresses_are_held_until_released() {
             .iter()
             .all(|address| !held.contains(address))
     );
-    let exhausted = cloud.allocate_public_ips("greedy", 505).await;
+    let exhausted = cloud.allocate_public_ips("greedy", 131_575).await;
     assert!(matches!(
         exhausted,
         Err(CloudError::AddressesExhausted { .. })
@@ -253,3 +253,5 @@ async fn rolling_up_leaves_every_millisecond_in_one_place() {
     let owners = cloud.owners_metered_before("", until).await.unwrap();
     assert!(owners.is_empty());
 }
+
+mod faults;

@@ -89,6 +89,7 @@ impl Cloud {
                 Fate::Goes => {
                     batch.changes.push(delete(key.clone()));
                     batch.changes.push(delete(address_key(vm.address)));
+                    batch.changes.extend(Self::part(&vm));
                     self.leave_hypervisor(&vm, &mut batch.hypervisors);
                 }
             }

@@ -110,6 +110,11 @@ fn owner_of(record: &Arc<infra::record::Record>) -> Option<CloudOwner> {
         Record::Vm(vm) => CloudOwner::parse(&vm.spec.owner),
         Record::LoadBalancer(load_balancer) => CloudOwner::parse(&load_balancer.owner),
         Record::Network(network) => CloudOwner::parse(&network.owner),
-        Record::Site(..) | Record::Hypervisor(_) | Record::Address(_) | Record::Interval(_) => None,
+        Record::Volume(volume) => CloudOwner::parse(&volume.owner),
+        Record::Peer(_)
+        | Record::Site(..)
+        | Record::Hypervisor(_)
+        | Record::Address(_)
+        | Record::Interval(_) => None,
     }
 }
