@@ -362,6 +362,14 @@ impl Clock {
         }
     }
 
+    /// Resolves when an advance under way has ended and nobody has work left at the present instant; a
+    /// manual clock does not move as long as the answer is held.
+    pub async fn at_rest(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        let serial = Arc::clone(&self.inner.advancing).lock_owned().await;
+        self.quiesce().await;
+        serial
+    }
+
     async fn no_activity(&self) {
         loop {
             let quiet = self.inner.quiet.notified();

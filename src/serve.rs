@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::clever::account::{Accounts, Seed};
-use crate::clever::{self, CleverConfig};
+use crate::clever::{self, CleverConfig, SimulationConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::etcd::ListenUrl;
 use crate::config::store::StoreUrl;
@@ -181,6 +181,13 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             accounts,
             public_url: addresses.http_url(),
             keyspaces,
+            simulation: SimulationConfig {
+                cloud: cloud.clone(),
+                seed: config.seed,
+                shared_store: database.is_shared(),
+                public_host: config.public_host.clone(),
+                shutdown: shutdown.clone(),
+            },
         });
         let actors = Actors {
             platform: platform.clone(),

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::infra::{Inventory, Requested, Vm};
@@ -16,7 +17,7 @@ use super::quota::{Ledger, Resources};
 use super::store::{CloudOwner, Record};
 
 /// A rule that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Violation {
     /// Name of the rule.
@@ -46,7 +47,7 @@ impl Snapshot {
                 Record::Cluster(cluster) => snapshot.clusters.push(cluster.clone()),
                 Record::NodeGroup(group) => snapshot.node_groups.push(group.clone()),
                 Record::Ledger(ledger) => snapshot.ledgers.push(ledger.clone()),
-                Record::NodeName(_) => {}
+                Record::NodeName(_) | Record::Event(_) => {}
             }
         }
         snapshot

@@ -30,5 +30,6 @@ mod options;
 mod readme;
 mod rejections;
 mod sharing;
+mod simulation;
 mod topologies;
 mod transport;
