@@ -165,6 +165,7 @@ impl Cloud {
                     spec.image,
                 )),
                 gone_at: None,
+                metered_since: None,
                 spec: spec.clone(),
             };
             let lease = AddressLease {
@@ -256,11 +257,14 @@ impl Cloud {
             let Some((vm, revision)) = self.stored_vm(&key) else {
                 return Ok(false);
             };
-            let Some(changed) = change(&vm, self.inner.clock.now()) else {
+            let now = self.inner.clock.now();
+            let Some(mut changed) = change(&vm, now) else {
                 return Ok(true);
             };
             let compare = vec![mod_revision_is(key.clone(), revision)];
-            if self.commit(compare, vec![encode(&key, &changed)?]).await? {
+            let mut changes = Self::meter(&vm, &mut changed, now)?;
+            changes.push(encode(&key, &changed)?);
+            if self.commit(compare, changes).await? {
                 return Ok(true);
             }
         }
@@ -553,7 +557,9 @@ impl Cloud {
                 let mut running = Vm::clone(&vm);
                 // The record's deadline, not the reading at which somebody looked.
                 running.observed = Observed::Running { since: vm.boots_at };
-                self.commit(compare, vec![encode(&key, &running)?]).await?;
+                let mut changes = Self::meter(&vm, &mut running, now)?;
+                changes.push(encode(&key, &running)?);
+                self.commit(compare, changes).await?;
                 Ok(None)
             }
             (Observed::Provisioning, None) => Ok(Some(vm.boots_at)),
@@ -622,6 +628,8 @@ fn hypervisor_key(name: &str) -> String {
 fn address_key(address: Ipv4Addr) -> String {
     format!("{}{address}", record::ADDRESS)
 }
+
+mod metering;
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ pub mod address_pool;
 mod boot;
 mod clock_reading;
 pub mod fleet;
+pub mod metering;
 pub mod record;
 pub mod reflector;
 pub mod vm;

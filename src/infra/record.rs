@@ -7,6 +7,8 @@
 //! | `/address/<ipv4>` | [`AddressLease`] |
 //! | `/load-balancer/<id>` | [`LoadBalancer`] |
 //! | `/network/<id>` | [`Network`] |
+//! | `/metering/interval/<owner>/<start>/<resource>` | [`Interval`] |
+//! | `/metering/rolled-up/<owner>/<end>` | [`RolledUp`](super::metering::RolledUp), read when asked for |
 //! | `/clock` | [`ClockReading`](super::clock_reading) |
 
 use std::collections::BTreeMap;
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fleet::Hypervisor;
+use super::metering::{INTERVAL, Interval};
 use super::vm::Vm;
 use super::{LoadBalancer, Network};
 
@@ -38,6 +41,7 @@ pub enum Record {
     Address(AddressLease),
     LoadBalancer(LoadBalancer),
     Network(Network),
+    Interval(Interval),
 }
 
 pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
@@ -64,6 +68,8 @@ pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value, Record::LoadBalancer)
     } else if key.starts_with(NETWORK) {
         read(key, value, Record::Network)
+    } else if key.starts_with(INTERVAL) {
+        read(key, value, Record::Interval)
     } else {
         None
     }
@@ -91,6 +97,7 @@ impl Inventory {
             }
             Record::LoadBalancer(load_balancer) => self.load_balancers.push(load_balancer.clone()),
             Record::Network(network) => self.networks.push(network.clone()),
+            Record::Interval(_) => {}
         }
     }
 }

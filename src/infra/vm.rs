@@ -122,6 +122,9 @@ pub struct Vm {
     pub boots_at: Timestamp,
     /// When it will be gone, once its deletion is requested.
     pub gone_at: Option<Timestamp>,
+    /// Since when it is on the meter: see [`metering`](super::metering).
+    #[serde(default)]
+    pub metered_since: Option<Timestamp>,
 }
 
 impl Vm {

@@ -190,3 +190,65 @@ async fn a_guest_can_be_replaced() {
     let missing = cloud.update_guest(&VmId::from("b"), &guest).await;
     assert!(matches!(missing, Err(CloudError::VmNotFound(_))));
 }
+
+#[tokio::test]
+async fn a_vm_is_metered_from_when_it_runs_to_when_its_deletion_is_asked_for() {
+    let (cloud, clock, _workers) = cloud(64).await;
+    let hour = Duration::from_secs(3600);
+    let boots_at = cloud.create_vm(spec("a")).await.unwrap().boots_at;
+    cloud.create_vm(spec("never-runs")).await.unwrap();
+    cloud.delete_vm(&VmId::from("never-runs")).await.unwrap();
+    assert_eq!(cloud.metered("some").await.unwrap().intervals, []);
+    clock.advance(3 * hour).await;
+
+    let (id, now) = (VmId::from("a"), clock.now());
+    let under_way = cloud.metered("some").await.unwrap().intervals;
+    let [interval] = &under_way[..] else {
+        panic!("{under_way:?}");
+    };
+    assert_eq!((interval.started_at, interval.ended_at), (boots_at, now));
+    cloud.delete_vm(&id).await.unwrap();
+    clock.advance(hour).await;
+    assert_eq!(cloud.metered("some").await.unwrap().intervals, under_way);
+    assert_eq!(cloud.metered("other").await.unwrap().intervals, []);
+}
+
+#[tokio::test]
+async fn rolling_up_leaves_every_millisecond_in_one_place() {
+    let (cloud, clock, _workers) = cloud(1024).await;
+    let hour = Duration::from_secs(3600);
+    // More than one transaction can take.
+    for number in 0..150 {
+        let id = format!("vm-{number:03}");
+        cloud.create_vm(spec(&id)).await.unwrap();
+    }
+    clock.advance(hour).await;
+    for number in 0..120 {
+        let id = VmId(format!("vm-{number:03}"));
+        cloud.delete_vm(&id).await.unwrap();
+    }
+    clock.advance(hour).await;
+    let total = |metered: &crate::infra::metering::Metered| {
+        let open = metered.intervals.iter();
+        let open = open.map(|it| it.level.between(it.started_at, it.ended_at));
+        let steps = metered.rolled_up.iter().flat_map(|it| &it.runs);
+        let rolled_up = steps.flat_map(crate::infra::metering::Run::steps);
+        open.chain(rolled_up.map(|step| step.usage))
+            .sum::<crate::infra::metering::Usage>()
+    };
+    let before = cloud.metered("some").await.unwrap();
+    assert_eq!(before.intervals.len(), 150);
+    let until = Timestamp(90 * 60_000);
+    let owners = cloud.owners_metered_before("", until).await.unwrap();
+    assert_eq!(owners.into_iter().collect::<Vec<_>>(), ["somebody"]);
+    for _ in 0..2 {
+        cloud.roll_up("somebody", until, &[]).await.unwrap();
+        let after = cloud.metered("some").await.unwrap();
+        assert_eq!(after.rolled_up.len(), 1);
+        assert_eq!(after.intervals.len(), 30, "what still runs");
+        assert!(after.intervals.iter().all(|it| it.started_at == until));
+        assert_eq!(total(&after), total(&before));
+    }
+    let owners = cloud.owners_metered_before("", until).await.unwrap();
+    assert!(owners.is_empty());
+}
