@@ -116,7 +116,8 @@ impl std::fmt::Display for CloudOwner {
 
 /// A record of the platform. Events are not held in view, only told of when they come: they are read when
 /// asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
 pub enum Record {
     Cluster(Cluster),
     NodeGroup(NodeGroup),

@@ -29,6 +29,7 @@ mod materia_etcd;
 mod options;
 mod readme;
 mod rejections;
+mod scenarios;
 mod sharing;
 mod simulation;
 mod topologies;

@@ -37,7 +37,7 @@ pub struct Happening {
     /// RFC 3339, on the simulated clock.
     pub at: String,
     pub source: Source,
-    /// Such as `vm`, `cluster`, `nodeGroup`, `deploymentEvent`.
+    /// Such as `vm`, `hypervisor`, `clusters`, `node-groups`; `events` are deployment events.
     pub kind: String,
     /// Of the record that changed.
     pub key: String,
@@ -269,50 +269,33 @@ impl History {
 
 impl Entry {
     fn tell(self, sequence: u64) -> Happening {
-        let (kind, record) = self.recorded.write();
         Happening {
             sequence,
             at: self.at.to_rfc3339(),
             source: self.source,
-            kind: kind.to_owned(),
+            kind: kind_of(&self.key).to_owned(),
+            record: self.recorded.write(),
             key: self.key,
             change: self.change,
-            record,
         }
     }
 }
 
 impl Recorded {
-    /// Its kind, and the record as JSON.
-    fn write(&self) -> (&'static str, Value) {
-        fn of(record: &impl Serialize) -> Value {
-            // Records are kept as JSON, so they can be written as such.
-            serde_json::to_value(record).unwrap_or_default()
-        }
+    fn write(&self) -> Value {
         match self {
-            Recorded::Summary(summary) => ("hypervisor", summary.clone()),
-            Recorded::Infra(record) => {
-                use infra::record::Record;
-                match record.as_ref() {
-                    Record::Vm(vm) => ("vm", of(vm)),
-                    Record::Hypervisor(hypervisor) => ("hypervisor", of(hypervisor)),
-                    Record::Address(lease) => ("address", of(lease)),
-                    Record::LoadBalancer(load_balancer) => ("loadBalancer", of(load_balancer)),
-                    Record::Network(network) => ("network", of(network)),
-                }
-            }
-            Recorded::Platform(record) => {
-                use platform::store::Record;
-                match record.as_ref() {
-                    Record::Cluster(cluster) => ("cluster", of(cluster)),
-                    Record::NodeGroup(group) => ("nodeGroup", of(group)),
-                    Record::NodeName(holder) => ("nodeName", of(holder)),
-                    Record::Ledger(ledger) => ("ledger", of(ledger)),
-                    Record::Event(event) => ("deploymentEvent", of(event)),
-                }
-            }
+            Recorded::Summary(summary) => summary.clone(),
+            Recorded::Infra(record) => record.to_json(),
+            // Records are kept as JSON, so they can be written as such.
+            Recorded::Platform(record) => serde_json::to_value(record.as_ref()).unwrap_or_default(),
         }
     }
+}
+
+/// Records of one kind are under one prefix: `/vm/…`, `/cke/clusters/…`.
+fn kind_of(key: &str) -> &str {
+    let key = key.strip_prefix("/cke").unwrap_or(key);
+    key.split('/').nth(1).unwrap_or_default()
 }
 
 /// A hypervisor's record lists its VMs, which have records of their own.
