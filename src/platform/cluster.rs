@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::kubernetes::ControlPlane;
 
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
 use super::model::{Cluster, ClusterStatus, Component, ControlPlaneVm, LoadBalancer};
@@ -137,7 +138,7 @@ pub struct Decision {
     /// When to look again if nothing changes before.
     pub wake: Option<Timestamp>,
     /// What the cluster's Kubernetes API should be told; `None` while it is not registered.
-    pub available: Option<bool>,
+    pub control_plane: Option<ControlPlane>,
 }
 
 /// What to do about `cluster` now.
@@ -151,20 +152,36 @@ pub fn decide(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
     if !cluster.is_going() && cluster.deployed_step >= Some(Step::ControlPlaneBundle) {
         keep_control_plane(cluster, seen, &mut decision);
     }
-    decision.available = available(cluster, seen);
+    decision.control_plane = control_plane(cluster, seen);
     decision
 }
 
-/// Whether somebody answers: an apiserver's VM runs.
-fn available(cluster: &Cluster, seen: &Seen) -> Option<bool> {
+/// Who works: the instances of components whose VM runs.
+fn control_plane(cluster: &Cluster, seen: &Seen) -> Option<ControlPlane> {
     let registered = cluster.deployed_step >= Some(Step::MateriaLogicalDb);
     if !registered || cluster.status == ClusterStatus::Deleted {
         return None;
     }
-    let serves = |vm: &ControlPlaneVm| {
-        vm.components.contains(&Component::Apiserver) && seen.vm(vm).is_running()
-    };
-    Some(!cluster.is_going() && cluster.control_plane.iter().any(serves))
+    let mut working = ControlPlane::default();
+    if cluster.is_going() {
+        return Some(working);
+    }
+    for vm in &cluster.control_plane {
+        if !seen.vm(vm).is_running() {
+            continue;
+        }
+        for component in &vm.components {
+            let instances = match component {
+                Component::Apiserver => &mut working.apiserver,
+                Component::ControllerManager => &mut working.controller_manager,
+                Component::Scheduler => &mut working.scheduler,
+                Component::NodeGroupOperator => &mut working.node_group_operator,
+                Component::CloudControllerManager => &mut working.cloud_controller_manager,
+            };
+            instances.push(vm.name.clone());
+        }
+    }
+    Some(working)
 }
 
 /// Once deployed, VMs that are missing are made again, and what runs inside follows the version.

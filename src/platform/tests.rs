@@ -31,7 +31,7 @@ async fn a_bundle_is_active_after_about_a_minute() {
     world.check_invariants().await;
 
     let known = world.kubernetes.clusters.lock()[id.as_str()].clone();
-    assert!(known.available);
+    assert!(known.control_plane.serves());
     assert_eq!(known.version, "1.36");
     let vms = world.cloud.list_vms();
     assert_eq!(vms.len(), 1);

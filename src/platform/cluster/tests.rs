@@ -200,7 +200,10 @@ fn the_api_answers_while_a_vm_with_an_apiserver_runs() {
         let mut seen = all_there(cluster);
         seen.vms
             .retain(|id, _| !down.iter().any(|part| id.contains(part)));
-        assert_eq!(decide(cluster, &seen, NOW).available, expect, "{down:?}");
+        let serves = decide(cluster, &seen, NOW)
+            .control_plane
+            .map(|found| found.serves());
+        assert_eq!(serves, expect, "{down:?}");
     };
     check(&cluster, &[], Some(true));
     check(&cluster, &["_scheduler_", "_apiserver_0"], Some(true));

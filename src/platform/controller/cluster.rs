@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use crate::infra::reflector::Change as Observed;
 use crate::infra::{self, NetworkKind, VmId, reflector};
+use crate::kubernetes::ControlPlane;
 use crate::platform::cluster::{self, Act, Seen};
 use crate::platform::cluster_api::ClusterApiError;
 use crate::platform::error::PlatformError;
@@ -24,7 +25,7 @@ pub(super) struct ClusterController {
     context: Context,
     /// What each cluster's Kubernetes API was last told by this process. Only saves repetitions: a new
     /// process tells it again.
-    announced: Mutex<BTreeMap<ClusterId, bool>>,
+    announced: Mutex<BTreeMap<ClusterId, ControlPlane>>,
 }
 
 impl From<ClusterApiError> for PlatformError {
@@ -136,18 +137,22 @@ impl ClusterController {
         Ok(())
     }
 
-    async fn announce(&self, cluster: &Cluster, available: bool) -> Result<(), PlatformError> {
-        if self.announced.lock().get(&cluster.id) == Some(&available) {
+    async fn announce(
+        &self,
+        cluster: &Cluster,
+        working: ControlPlane,
+    ) -> Result<(), PlatformError> {
+        if self.announced.lock().get(&cluster.id) == Some(&working) {
             return Ok(());
         }
         let told = self
             .context
             .kubernetes
-            .set_available(cluster.id.as_str(), available)
+            .set_control_plane(cluster.id.as_str(), working.clone())
             .await;
         match told {
             Ok(()) => {
-                self.announced.lock().insert(cluster.id.clone(), available);
+                self.announced.lock().insert(cluster.id.clone(), working);
                 Ok(())
             }
             // It may be gone already: a kill came between its deletion and the record's.
@@ -246,8 +251,8 @@ impl Controller for ClusterController {
                 store.view.wait_for(cluster.read_at).await;
                 let seen = self.observe(&cluster.value);
                 let decision = cluster::decide(&cluster.value, &seen, store.clock.now());
-                if let Some(available) = decision.available {
-                    self.announce(&cluster.value, available).await?;
+                if let Some(working) = decision.control_plane.clone() {
+                    self.announce(&cluster.value, working).await?;
                 }
                 for act in &decision.acts {
                     self.act(&cluster.value, act).await?;
