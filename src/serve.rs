@@ -247,6 +247,11 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
     if options.unused.members() > 1 {
         return Err(ServeError::SeveralMembers);
     }
+    for flag in &options.unknown {
+        tracing::warn!(
+            "{flag} has no effect: the configuration file of `cke etcd` does not have it"
+        );
+    }
     for flag in options.unused.given() {
         tracing::warn!("--{flag} has no effect: this etcd has one member, and its own store");
     }
@@ -264,6 +269,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         ]
         .concat();
         let keepalive_interval = options.limits.keepalive_interval();
+        let ping_interval = options.limits.ping_interval();
         let auth_token: TokenKind = options.limits.auth_token.parse().map_err(start("etcd"))?;
         let auth_token_ttl = Duration::from_secs(options.limits.auth_token_ttl.into());
         let auto_compaction = options.limits.auto_compaction().map_err(start("etcd"))?;
@@ -329,6 +335,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 auth_token_ttl,
                 auto_compaction,
                 keepalive_interval,
+                ping_interval,
                 keepalive_timeout: options.limits.grpc_keepalive_timeout,
                 shared_store: database.is_shared(),
                 metrics,

@@ -15,10 +15,12 @@ mod deployment_event;
 pub mod error;
 mod kubeconfig;
 mod node_group;
+mod price;
 mod price_system;
 mod product;
 mod profile;
 mod quota;
+mod quota_control;
 mod server;
 mod simulation;
 mod summary;
@@ -85,6 +87,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cli_token::routes())
         .merge(api_token::routes())
         .merge(product::routes())
+        .merge(price::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())
         .merge(node_group::routes())
@@ -92,6 +95,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(deployment_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
+        .merge(quota_control::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)
         .method_not_allowed_fallback(transport::wrong_method)

@@ -131,7 +131,7 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
             }
         }
         let total = ledger.total();
-        if total.vcpus > ledger.limits.vcpus || total.ram_gb > ledger.limits.ram_gb {
+        if !ledger.is_within_limits() {
             found.add(
                 "quota",
                 &ledger.owner,

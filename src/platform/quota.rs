@@ -37,6 +37,14 @@ impl Resources {
         }
     }
 
+    /// The lesser of each.
+    pub fn at_most(self, bound: Resources) -> Resources {
+        Resources {
+            vcpus: self.vcpus.min(bound.vcpus),
+            ram_gb: self.ram_gb.min(bound.ram_gb),
+        }
+    }
+
     /// Of all VMs of a control plane.
     pub fn of_control_plane(topology: &Topology) -> Resources {
         match topology {
@@ -102,6 +110,10 @@ pub struct Ledger {
     pub minted: u64,
     /// By the id of the cluster (its control plane) or node group.
     pub holdings: BTreeMap<String, Holding>,
+    /// What was held when the limits were lowered, as far as it is still held: it may be over them, and
+    /// may not grow.
+    #[serde(default)]
+    pub tolerated: Resources,
 }
 
 impl Ledger {
@@ -111,6 +123,7 @@ impl Ledger {
             limits: DEFAULT_LIMITS,
             minted: 0,
             holdings: BTreeMap::new(),
+            tolerated: Resources::default(),
         }
     }
 
@@ -145,12 +158,27 @@ impl Ledger {
             return exceeded("vCPU max", self.limits.vcpus, total.vcpus, "vCPU");
         }
         *self = after;
+        self.tolerated = self.tolerated.at_most(total);
         Ok(())
+    }
+
+    /// From now on these limits. What is held over them stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.tolerated = self.total();
+    }
+
+    /// Whether what is held is within the limits, or was held when they were lowered.
+    pub fn is_within_limits(&self) -> bool {
+        let total = self.total();
+        total.vcpus <= self.limits.vcpus.max(self.tolerated.vcpus)
+            && total.ram_gb <= self.limits.ram_gb.max(self.tolerated.ram_gb)
     }
 
     /// Gives back what is held under `id`. Nothing, the second time.
     pub fn release(&mut self, id: &str) {
         self.holdings.remove(id);
+        self.tolerated = self.tolerated.at_most(self.total());
     }
 
     pub fn quota(&self) -> Quota {
@@ -241,6 +269,39 @@ mod tests {
         ledger.release("a");
         ledger.release("a");
         assert_eq!(ledger.total(), Resources::default());
+    }
+
+    #[test]
+    fn what_is_held_over_lowered_limits_stays_and_cannot_grow() {
+        let mut ledger = ledger();
+        ledger
+            .reserve([("a".to_owned(), holding(Flavor::Xs, 4))])
+            .unwrap();
+        ledger.set_limits(Limits {
+            vcpus: 8,
+            ram_gb: 8,
+            ips: 0,
+        });
+        assert!(ledger.is_within_limits());
+        assert!(
+            ledger
+                .reserve([("b".to_owned(), holding(Flavor::Xxs, 1))])
+                .is_err()
+        );
+        ledger
+            .reserve([("a".to_owned(), holding(Flavor::Xs, 2))])
+            .unwrap();
+        assert_eq!(ledger.tolerated, Resources::of(Flavor::Xs, 2));
+        assert!(
+            ledger
+                .reserve([("a".to_owned(), holding(Flavor::Xs, 3))])
+                .is_err()
+        );
+        assert!(ledger.is_within_limits());
+        ledger
+            .holdings
+            .insert("a".to_owned(), holding(Flavor::Xs, 3));
+        assert!(!ledger.is_within_limits());
     }
 
     proptest! {

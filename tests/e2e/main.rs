@@ -26,6 +26,7 @@ mod lifecycle;
 mod login;
 mod main_job;
 mod materia_etcd;
+mod money;
 mod options;
 mod readme;
 mod rejections;
