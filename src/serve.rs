@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::clever::account::{Accounts, Seed};
+use crate::clever::cluster_token::ClusterTokens;
 use crate::clever::{self, CleverConfig, SimulationConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::etcd::ListenUrl;
@@ -175,10 +176,13 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
         .map_err(start("the platform"))?;
         let accounts = Accounts::new(config.accounts).map_err(start("accounts"))?;
         let seed = accounts.seed();
+        let cluster_tokens = ClusterTokens::load(&keyspaces).await;
+        let cluster_tokens = cluster_tokens.map_err(start("the REST API"))?;
         let router = clever::router(CleverConfig {
             platform: platform.clone(),
             clock: clock.clone(),
             accounts,
+            cluster_tokens,
             public_url: addresses.http_url(),
             keyspaces,
             simulation: SimulationConfig {

@@ -19,6 +19,8 @@ mod guest;
 mod id;
 mod identity;
 pub mod invariant;
+pub mod load_balancer;
+mod load_balancers;
 pub mod model;
 pub mod node_group;
 mod node_groups;
