@@ -57,7 +57,8 @@ impl Record {
             serde_json::to_value(record).unwrap_or_default()
         }
         match self {
-            Record::Vm(record) => of(record),
+            Record::Vm(record) => of(record.as_ref()),
+            Record::Site(_, record) => of(record),
             Record::Hypervisor(record) => of(record),
             Record::Address(record) => of(record),
             Record::LoadBalancer(record) => of(record),
