@@ -125,9 +125,14 @@ enum SimCommand {
         /// The seed organisation unless given
         #[arg(long, value_name = "ORGANISATION", default_value = SEED_ORGANISATION_ID)]
         organisation: String,
-        /// The body of PUT /_sim/organisations/ORGANISATION/quota
-        #[arg(value_name = "JSON")]
-        limits: Value,
+        /// What is not given stays
+        #[arg(long, value_name = "N")]
+        vcpus: Option<u64>,
+        #[arg(long, value_name = "GB")]
+        ram: Option<u64>,
+        /// Public addresses
+        #[arg(long, value_name = "N")]
+        ips: Option<u32>,
     },
     /// List the faults that are set; set or clear them
     Faults {
@@ -301,8 +306,11 @@ impl SimOptions {
             SimCommand::Datacenters { .. } => send(Method::GET, "/_sim/datacenters", None).await,
             SimCommand::Quota {
                 organisation,
-                limits,
+                vcpus,
+                ram,
+                ips,
             } => {
+                let limits = json!({"vcpus": vcpus, "ramGb": ram, "ips": ips});
                 let path = format!("/_sim/organisations/{organisation}/quota");
                 send(Method::PUT, &path, Some(limits)).await
             }

@@ -128,7 +128,7 @@ fn a_running_server_is_controlled_from_the_command_line() {
         "50",
     ]);
     assert!(lost.contains("\"partitioned\"") && lost.contains("\"capacityPercent\": 50"));
-    let quota = run(&["quota", r#"{"vcpus": 80}"#]);
+    let quota = run(&["quota", "--vcpus", "80"]);
     assert!(quota.contains("80000"), "{quota}");
     assert!(run(&["clock", "50"]).contains("\"scale\": \"50\""));
     assert!(run(&["clock", "pause"]).contains("\"resumesAt\": \"50\""));
