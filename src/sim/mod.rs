@@ -84,7 +84,57 @@ enum SimCommand {
         #[arg(long)]
         no_follow: bool,
     },
-    /// List the faults of the REST API; set or clear them
+    /// List VMs, and what was done to them
+    Vms {
+        /// Only those of this cluster, by id
+        #[arg(long, value_name = "ID")]
+        cluster: Option<String>,
+    },
+    /// Do something to a VM
+    Vm {
+        /// Its id, or its name
+        vm: String,
+        /// The id of its cluster, where several VMs have the name
+        #[arg(long, value_name = "ID")]
+        cluster: Option<String>,
+        #[command(subcommand)]
+        deed: VmCommand,
+    },
+    /// List datacenters; or change what happens to one
+    Datacenters {
+        /// par-1, par-2 or par-3
+        datacenter: Option<String>,
+        #[arg(
+            long,
+            value_name = "up|lost|partitioned|degraded",
+            requires = "datacenter"
+        )]
+        state: Option<String>,
+        /// How much of its capacity new VMs can have
+        #[arg(long, value_name = "PERCENT", requires = "datacenter")]
+        capacity: Option<u32>,
+        /// How long boots take: 100 is as usual
+        #[arg(long, value_name = "PERCENT", requires = "datacenter")]
+        boot_time: Option<u32>,
+        /// So many of a thousand boots fail
+        #[arg(long, value_name = "N", requires = "datacenter")]
+        boot_failures: Option<u32>,
+    },
+    /// Change an organisation's quota
+    Quota {
+        /// The seed organisation unless given
+        #[arg(long, value_name = "ORGANISATION", default_value = SEED_ORGANISATION_ID)]
+        organisation: String,
+        /// What is not given stays
+        #[arg(long, value_name = "N")]
+        vcpus: Option<u64>,
+        #[arg(long, value_name = "GB")]
+        ram: Option<u64>,
+        /// Public addresses
+        #[arg(long, value_name = "N")]
+        ips: Option<u32>,
+    },
+    /// List the faults that are set; set or clear them
     Faults {
         #[command(subcommand)]
         change: Option<FaultCommand>,
@@ -108,8 +158,34 @@ enum SimCommand {
 }
 
 #[derive(Clone, Debug, Subcommand)]
+enum VmCommand {
+    /// Power it off, for good
+    Kill,
+    /// Let it run and answer nothing
+    Wedge,
+    /// Let a wedged or flapping VM work again
+    Recover,
+    /// Let it come and go
+    Flap {
+        /// Such as 30s
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        down: Duration,
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        up: Duration,
+    },
+    /// Set what it uses on top of what runs in it; nothing, unless given
+    Load {
+        /// Thousandths of a vCPU
+        #[arg(long, value_name = "MILLIS", default_value_t = 0)]
+        cpu: u64,
+        #[arg(long, value_name = "KIB", default_value_t = 0)]
+        memory: u64,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
 enum FaultCommand {
-    /// Let answers fail, or come late
+    /// Let answers of the REST API fail, or come late
     Set {
         /// Such as /v4/kubernetes/organisations/*/clusters; `**` at the end is any number of segments
         path: String,
@@ -138,7 +214,7 @@ enum FaultCommand {
         #[arg(long, requires = "latency")]
         real: bool,
     },
-    /// Clear one, or all
+    /// Clear one of the REST API, or all that can be cleared: killed VMs stay killed
     Clear { id: Option<String> },
 }
 
@@ -191,10 +267,57 @@ impl SimOptions {
                 send(Method::POST, "/_sim/clock/advance", Some(body)).await
             }
             SimCommand::Events { since, no_follow } => events(&client, since, !no_follow).await,
+            SimCommand::Vms { cluster } => {
+                send(Method::GET, &format!("/_sim/vms{}", of(cluster)), None).await
+            }
+            SimCommand::Vm { vm, cluster, deed } => {
+                let path = |deed: &str| format!("/_sim/vms/{vm}/{deed}{}", of(cluster));
+                match deed {
+                    VmCommand::Kill => send(Method::POST, &path("kill"), None).await,
+                    VmCommand::Wedge => send(Method::POST, &path("wedge"), None).await,
+                    VmCommand::Recover => send(Method::POST, &path("recover"), None).await,
+                    VmCommand::Flap { down, up } => {
+                        let body =
+                            json!({"downSeconds": down.as_secs(), "upSeconds": up.as_secs()});
+                        send(Method::PUT, &path("flapping"), Some(body)).await
+                    }
+                    VmCommand::Load { cpu, memory } => {
+                        let body = json!({"cpuMillis": cpu, "memoryKib": memory});
+                        send(Method::PUT, &path("load"), Some(body)).await
+                    }
+                }
+            }
+            SimCommand::Datacenters {
+                datacenter: Some(datacenter),
+                state,
+                capacity,
+                boot_time,
+                boot_failures,
+            } => {
+                let body = json!({
+                    "state": state,
+                    "capacityPercent": capacity,
+                    "bootTimePercent": boot_time,
+                    "bootFailuresPerMille": boot_failures,
+                });
+                let path = format!("/_sim/datacenters/{datacenter}");
+                send(Method::PUT, &path, Some(body)).await
+            }
+            SimCommand::Datacenters { .. } => send(Method::GET, "/_sim/datacenters", None).await,
+            SimCommand::Quota {
+                organisation,
+                vcpus,
+                ram,
+                ips,
+            } => {
+                let limits = json!({"vcpus": vcpus, "ramGb": ram, "ips": ips});
+                let path = format!("/_sim/organisations/{organisation}/quota");
+                send(Method::PUT, &path, Some(limits)).await
+            }
             SimCommand::Faults { change } => match change {
-                None => send(Method::GET, "/_sim/faults/api", None).await,
+                None => send(Method::GET, "/_sim/faults", None).await,
                 Some(FaultCommand::Clear { id: None }) => {
-                    send(Method::DELETE, "/_sim/faults/api", None).await
+                    send(Method::DELETE, "/_sim/faults", None).await
                 }
                 Some(FaultCommand::Clear { id: Some(id) }) => {
                     send(Method::DELETE, &format!("/_sim/faults/api/{id}"), None).await
@@ -233,6 +356,11 @@ impl SimOptions {
             } => run(&scenarios, server.as_deref(), junit, history).await,
         }
     }
+}
+
+/// The query that chooses a cluster.
+fn of(cluster: Option<String>) -> String {
+    cluster.map_or(String::new(), |cluster| format!("?cluster={cluster}"))
 }
 
 async fn events(client: &Client, since: Option<u64>, follow: bool) -> Result<(), SimError> {

@@ -115,7 +115,21 @@ fn a_running_server_is_controlled_from_the_command_line() {
     let set = run(&["faults", "set", path, "--status", "503", "--times", "9"]);
     assert!(set.contains("fault_1"), "{set}");
     assert!(run(&["faults"]).contains("\"times\": 9"));
-    assert_eq!(run(&["faults", "clear"]).trim(), "[]");
+    assert!(run(&["faults", "clear"]).contains("\"api\": []"));
+    assert!(run(&["vms"]).contains("\"name\": \"control-plane-0\""));
+    assert!(run(&["vm", "control-plane-0", "wedge"]).contains("\"wedged\": true"));
+    assert!(run(&["vm", "control-plane-0", "load", "--cpu", "250"]).contains("\"cpuMillis\": 250"));
+    let lost = run(&[
+        "datacenters",
+        "par-1",
+        "--state",
+        "partitioned",
+        "--capacity",
+        "50",
+    ]);
+    assert!(lost.contains("\"partitioned\"") && lost.contains("\"capacityPercent\": 50"));
+    let quota = run(&["quota", "--vcpus", "80"]);
+    assert!(quota.contains("80000"), "{quota}");
     assert!(run(&["clock", "50"]).contains("\"scale\": \"50\""));
     assert!(run(&["clock", "pause"]).contains("\"resumesAt\": \"50\""));
     assert!(run(&["clock", "manual"]).contains("\"scale\": \"manual\""));

@@ -243,3 +243,122 @@ fn an_open_stream_does_not_hold_up_the_end() {
     cke.finish();
     assert!(started.elapsed() < std::time::Duration::from_secs(4));
 }
+
+#[test]
+fn vms_are_killed_wedged_made_to_flap_and_loaded() {
+    let cke = Cke::start(MANUAL);
+    let id = cke.create(&json!({"name": "a",
+        "topologyConfig": {"topology": "DEDICATED_COMPUTE", "flavor": "XS", "replicationFactor": 3}}));
+    let other = cke.create_active("b");
+    let vms = |cluster: &str| {
+        let vms = cke.request("GET", &format!("/_sim/vms?cluster={cluster}"), None);
+        vms.ok().as_array().expect("VMs").clone()
+    };
+    let of_a = vms(&id);
+    assert_eq!(of_a.len(), 3, "{of_a:#?}");
+    assert_eq!(vms(&other).len(), 1);
+    assert!(
+        of_a.iter()
+            .all(|vm| vm["status"] == "running" && vm["healthy"] == true)
+    );
+    // A name that two clusters use says too little; with the cluster, or as an id, it is enough.
+    let name = vms(&other)[0]["name"].as_str().expect("a name").to_owned();
+    let act = |method: &str, path: &str, body: Option<&str>| cke.request(method, path, body);
+    let ambiguous = act("POST", &format!("/_sim/vms/{name}/kill"), None);
+    assert_eq!(ambiguous.status, 409, "{ambiguous:#?}");
+    let killed = act(
+        "POST",
+        &format!("/_sim/vms/{name}/kill?cluster={other}"),
+        None,
+    )
+    .ok();
+    assert_eq!(
+        (&killed["killed"], &killed["reachable"]),
+        (&json!(true), &json!(false))
+    );
+    let gone = act(
+        "POST",
+        &format!("/_sim/vms/{name}/recover?cluster={other}"),
+        None,
+    );
+    assert_eq!(gone.status, 409, "{gone:#?}");
+    let vm = of_a[1]["id"].as_str().expect("an id");
+    let wedged = act("POST", &format!("/_sim/vms/{vm}/wedge"), None).ok();
+    assert_eq!(
+        (&wedged["wedged"], &wedged["healthy"]),
+        (&json!(true), &json!(true))
+    );
+    let flapping = r#"{"downSeconds": 5, "upSeconds": 25}"#;
+    let third = of_a[2]["id"].as_str().expect("an id");
+    act(
+        "PUT",
+        &format!("/_sim/vms/{third}/flapping"),
+        Some(flapping),
+    )
+    .ok();
+    let load = r#"{"cpuMillis": 1500, "memoryKib": 4096}"#;
+    let loaded = act("PUT", &format!("/_sim/vms/{third}/load"), Some(load)).ok();
+    assert_eq!(
+        loaded["userLoad"],
+        json!({"cpuMillis": 1500, "memoryKib": 4096})
+    );
+    let faults = act("GET", "/_sim/faults", None).ok();
+    assert_eq!(
+        faults["vms"].as_array().expect("VMs").len(),
+        3,
+        "{faults:#}"
+    );
+    let senseless = r#"{"downSeconds": 0, "upSeconds": 1}"#;
+    for (path, body, status) in [
+        (format!("/_sim/vms/{third}/flapping"), senseless, 400),
+        (String::from("/_sim/vms/nobody/load"), load, 404),
+    ] {
+        let answer = act("PUT", &path, Some(body));
+        assert_eq!(answer.status, status, "{path}: {answer:#?}");
+    }
+    let left = act("DELETE", "/_sim/faults", None).ok();
+    assert!(
+        left["vms"]
+            .as_array()
+            .expect("VMs")
+            .iter()
+            .all(|vm| vm["killed"] == true)
+    );
+    assert_eq!(
+        act("GET", &format!("/_sim/vms/{vm}"), None).ok()["wedged"],
+        false
+    );
+}
+
+#[test]
+fn datacenters_are_lost_filled_and_slowed_down() {
+    let cke = Cke::start(MANUAL);
+    let change =
+        |body: Value| cke.request("PUT", "/_sim/datacenters/par-2", Some(&body.to_string()));
+    let lost = change(json!({"state": "lost", "capacityPercent": 0})).ok();
+    assert_eq!(
+        (&lost["state"], &lost["capacityPercent"]),
+        (&json!("lost"), &json!(0))
+    );
+    // What is not given stays.
+    let slow = change(json!({"bootTimePercent": 300, "bootFailuresPerMille": 10})).ok();
+    assert_eq!(slow["state"], "lost");
+    let all = cke.request("GET", "/_sim/datacenters", None).ok();
+    assert_eq!(all.as_array().map(Vec::len), Some(3));
+    for body in [
+        json!({"state": "away"}),
+        json!({"capacityPercent": 101}),
+        json!({"state": "up", "bootTimePercent": 0}),
+        json!({"bootFailuresPerMille": 1001}),
+    ] {
+        let answer = change(body.clone());
+        assert_eq!(answer.status, 400, "{body}: {answer:#?}");
+    }
+    let unknown = cke.request("PUT", "/_sim/datacenters/par-9", Some("{}"));
+    assert_eq!(unknown.status, 404, "{unknown:#?}");
+    let faults = cke.request("GET", "/_sim/faults", None).ok();
+    assert_eq!(faults["datacenters"], json!([slow]));
+    let cleared = cke.request("DELETE", "/_sim/faults", None).ok();
+    assert_eq!(cleared, json!({"api": [], "datacenters": [], "vms": []}));
+    cke.finish();
+}

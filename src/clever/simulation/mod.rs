@@ -6,6 +6,7 @@
 //! Alone in this layer it knows the cloud below the platform, for what it does there no customer can.
 
 mod clock;
+mod cloud;
 mod events;
 mod history;
 mod injection;
@@ -52,6 +53,7 @@ pub struct Simulation {
 }
 
 struct Inner {
+    cloud: Cloud,
     seed: u64,
     shared_store: bool,
     public_host: String,
@@ -67,6 +69,7 @@ impl Simulation {
         let history = History::start(&config.cloud, platform, clock, config.shutdown.clone());
         Simulation {
             inner: Arc::new(Inner {
+                cloud: config.cloud,
                 seed: config.seed,
                 shared_store: config.shared_store,
                 public_host: config.public_host,
@@ -100,7 +103,8 @@ fn api() -> Api {
         );
     let api = clock::operations(api);
     let api = events::operations(api);
-    injection::operations(api)
+    let api = injection::operations(api);
+    cloud::operations(api)
 }
 
 async fn get_document(State(clever): State<Clever>) -> Json<serde_json::Value> {
