@@ -7,10 +7,12 @@
 //! state machines `cluster` and `node_group`. Around them: `store` (records and transactions) and
 //! `controller` (what acts). A request is judged, recorded and answered; the controllers do the rest.
 
+pub mod billing;
 pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
 mod clusters;
+pub mod consumption;
 mod controller;
 mod creation;
 pub mod deployment_event;
@@ -19,6 +21,8 @@ mod guest;
 mod id;
 mod identity;
 pub mod invariant;
+pub mod load_balancer;
+mod load_balancers;
 pub mod model;
 pub mod node_group;
 mod node_groups;

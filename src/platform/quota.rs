@@ -110,6 +110,9 @@ pub struct Ledger {
     pub minted: u64,
     /// By the id of the cluster (its control plane) or node group.
     pub holdings: BTreeMap<String, Holding>,
+    /// Public addresses, by the id of the load balancer that has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holdings_ips: BTreeMap<String, u32>,
     /// What was held when the limits were lowered, as far as it is still held: it may be over them, and
     /// may not grow.
     #[serde(default)]
@@ -123,6 +126,7 @@ impl Ledger {
             limits: DEFAULT_LIMITS,
             minted: 0,
             holdings: BTreeMap::new(),
+            holdings_ips: BTreeMap::new(),
             tolerated: Resources::default(),
         }
     }
@@ -179,6 +183,33 @@ impl Ledger {
     pub fn release(&mut self, id: &str) {
         self.holdings.remove(id);
         self.tolerated = self.tolerated.at_most(self.total());
+    }
+
+    pub fn total_ips(&self) -> u32 {
+        let held = self.holdings_ips.values();
+        held.fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// Takes `count` public addresses for `id`, instead of those that it has. On an error nothing is changed.
+    pub fn reserve_ips(&mut self, id: &str, count: u32) -> Result<(), PlatformError> {
+        let before = self.holdings_ips.get(id).copied().unwrap_or(0);
+        let total = self
+            .total_ips()
+            .saturating_sub(before)
+            .saturating_add(count);
+        if total > self.limits.ips && count > before {
+            return Err(PlatformError::IpQuotaExceeded {
+                limit: self.limits.ips,
+                actual: total,
+            });
+        }
+        self.holdings_ips.insert(id.to_owned(), count);
+        Ok(())
+    }
+
+    /// Gives the addresses of `id` back. Nothing, the second time.
+    pub fn release_ips(&mut self, id: &str) {
+        self.holdings_ips.remove(id);
     }
 
     pub fn quota(&self) -> Quota {
@@ -253,6 +284,28 @@ mod tests {
             11,
             Some("Quota exceeded: RAM max: limit = 40.0 GB | actual = 44.0 GB"),
         );
+    }
+
+    #[test]
+    fn two_addresses_make_one_load_balancer() {
+        let mut ledger = ledger();
+        let mut check = |id: &str, expect: Option<&str>| {
+            let refused = ledger.reserve_ips(id, 2).err();
+            assert_eq!(refused.map(|error| error.to_string()).as_deref(), expect);
+        };
+        check("a", None);
+        check("a", None);
+        check("b", Some("Quota exceeded: IP max: limit = 2 | actual = 4"));
+        ledger.release_ips("a");
+        ledger.release_ips("a");
+        assert_eq!(ledger.total_ips(), 0);
+        assert!(ledger.reserve_ips("b", 2).is_ok());
+        // A record from before there were addresses in it.
+        let mut old = serde_json::to_value(&ledger).unwrap();
+        old.as_object_mut().unwrap().remove("holdings_ips");
+        old.as_object_mut().unwrap().remove("holdingsIps");
+        let read: Ledger = serde_json::from_value(old).unwrap();
+        assert_eq!(read.total_ips(), 0);
     }
 
     #[test]
