@@ -119,28 +119,29 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_month_is_rolled_up_once_it_is_over_and_nothing_is_lost() {
-        let world = World::new().await;
+        let month = timestamp(time::macros::datetime!(2026-02-01 0:00 UTC));
+        let world = World::from(Timestamp(month.0 - 2 * 3_600_000)).await;
         world.active_cluster(SMALL).await;
         let vm = world.cloud.list_vms()[0].clone();
         let since = vm.metered_since.unwrap();
-        // 2026-01-01; to an hour after the end of the month, and just not there.
-        let month = month_after(world.clock.now());
+        let used = |now| crate::infra::metering::Level::of_vm(&vm).between(since, now);
+        // To an hour after the end of the month, and just not there.
         let left = world.clock.now().until(month) + GRACE - Duration::from_secs(1);
         world.advance(left.as_secs()).await;
         let before = world.cloud.metered("").await.unwrap();
         assert_eq!(before.rolled_up, []);
-        world.advance(1).await;
-        for _ in 0..12 {
-            world.advance(20 * 86_400).await;
-            let now = world.clock.now();
+        assert_eq!(total(&before), used(world.clock.now()));
+        for _ in 0..3 {
+            world.advance(3600).await;
             let metered = world.cloud.metered("").await.unwrap();
-            let used = crate::infra::metering::Level::of_vm(&vm).between(since, now);
-            assert_eq!(total(&metered), used);
-            let closed = month_of(Timestamp(now.0 - 3_600_000));
-            assert_eq!(metered.rolled_up.last().unwrap().until, closed);
-            assert_eq!(metered.intervals[0].started_at, closed);
-            // The hour in which it began, and all others.
-            assert!(metered.rolled_up.iter().all(|it| it.runs.len() <= 2));
+            assert_eq!(total(&metered), used(world.clock.now()));
+            let [rolled_up] = &metered.rolled_up[..] else {
+                panic!("{metered:?}");
+            };
+            assert_eq!(rolled_up.until, month);
+            assert_eq!(metered.intervals[0].started_at, month);
+            // The hour in which it began, and the other.
+            assert_eq!(rolled_up.runs.len(), 2);
         }
         world.check_invariants().await;
         world.shutdown().await;
