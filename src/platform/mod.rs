@@ -12,7 +12,6 @@ pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
 mod clusters;
-pub mod consumption;
 mod controller;
 mod creation;
 pub mod deployment_event;
