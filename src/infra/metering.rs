@@ -1,9 +1,8 @@
 //! What resources use, for whoever bills it: when each was there, to the millisecond.
 //!
-//! A VM is metered from when it runs until its deletion is asked for, except while it is unhealthy: a
-//! machine that does not serve is not paid for. So a replacement that heals a VM never overlaps with it
-//! on the meter: the failed one's time ended when it was found unhealthy, the new one's begins when it
-//! runs. A load balancer or a volume is metered from its creation to its deletion.
+//! A VM is metered from when it runs until its deletion is asked for. While it boots, and while it is
+//! being taken down, it is nobody's to pay. A replacement is a VM like any other: it counts from when it
+//! runs, and the one that it replaces until its deletion is asked for.
 //!
 //! Time on the meter is an [`Interval`]. The one under way is a field of the resource's own record,
 //! `metered_since`; it is closed in the transaction that ends it, so no crash can lose or double any of
@@ -119,7 +118,7 @@ impl std::iter::Sum for Usage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Interval {
-    /// Id of the VM, load balancer or volume.
+    /// Id of the VM.
     pub resource: String,
     /// Whose it was, as [`VmSpec::owner`](super::VmSpec::owner).
     pub owner: String,

@@ -292,7 +292,9 @@ mod tests {
     fn no_floating_point_is_near_money() {
         let sources = [
             include_str!("pricing.rs"),
+            include_str!("billing.rs"),
             include_str!("catalog.rs"),
+            include_str!("controller/metering.rs"),
             include_str!("quota.rs"),
             include_str!("../price.rs"),
             include_str!("../infra/metering.rs"),

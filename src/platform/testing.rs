@@ -188,6 +188,12 @@ impl World {
         World::on(Arc::new(MemoryKeyspaces::default()), scale).await
     }
 
+    /// On a manual clock that reads `origin`.
+    pub async fn from(origin: Timestamp) -> World {
+        let keyspaces: SharedKeyspaces = Arc::new(MemoryKeyspaces::default());
+        World::start(keyspaces, Arc::default(), TimeScale::Manual, origin).await
+    }
+
     pub async fn on(keyspaces: SharedKeyspaces, scale: TimeScale) -> World {
         World::start(keyspaces, Arc::default(), scale, ORIGIN).await
     }

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod load_balancer;
+mod metering;
 mod node_group;
 mod orphan;
 
@@ -60,6 +61,7 @@ fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
         Arc::new(node_group::NodeGroupController::new(context.clone())),
         Arc::new(load_balancer::LoadBalancerController::new(context.clone())),
         Arc::new(orphan::OrphanController::new(context.clone())),
+        Arc::new(metering::MeteringController::new(context.clone())),
     ]
 }
 
