@@ -165,6 +165,8 @@ impl Cloud {
                     spec.image,
                 )),
                 gone_at: None,
+                reachable: true,
+                health: super::vm::Health::Healthy,
                 metered_since: None,
                 spec: spec.clone(),
             };

@@ -106,6 +106,17 @@ pub enum Observed {
     Deleting,
 }
 
+/// What the health probes say. A VM that boots is healthy until they say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Health {
+    #[default]
+    Healthy,
+    Unhealthy {
+        since: Timestamp,
+    },
+}
+
 /// A VM as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -125,11 +136,24 @@ pub struct Vm {
     /// Since when it is on the meter: see [`metering`](super::metering).
     #[serde(default)]
     pub metered_since: Option<Timestamp>,
+    /// Whether it answers: it runs, is on, does not hang, and its site can be reached.
+    #[serde(default = "yes")]
+    pub reachable: bool,
+    #[serde(default)]
+    pub health: Health,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Vm {
     pub fn is_running(&self) -> bool {
         matches!(self.observed, Observed::Running { .. })
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.health == Health::Healthy
     }
 }
 

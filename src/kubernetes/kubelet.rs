@@ -145,7 +145,7 @@ impl Kubelets {
     /// Makes the cluster's Nodes those of its running VMs.
     async fn reconcile(&self, cluster: &str) -> Result<(), KubeletError> {
         match self.kubernetes.load(cluster).await {
-            Ok(found) if found.record.available => {}
+            Ok(found) if found.record.control_plane.serves() => {}
             // Looked at again when that changes.
             Ok(_) | Err(KubernetesError::ClusterNotFound(_)) => {
                 self.clients.lock().remove(cluster);

@@ -1,7 +1,7 @@
 //! One Kubernetes API per cluster, on one TLS listener, under `/clusters/<id>`.
 //!
 //! May use `infra`, `leader`, `etcd::client` and `clock`. Must never know of organisations, quotas or prices:
-//! whoever is above says which clusters there are ([`Kubernetes::provision_cluster`]) and whether
+//! whoever is above says which clusters there are ([`Kubernetes::provision_cluster`]) and
 //! their API is up ([`Kubernetes::set_available`]).
 //!
 //! A cluster's record and authority are in the keyspace `kubernetes`; its objects are in the
@@ -10,7 +10,11 @@
 mod api;
 mod body;
 mod cluster;
+pub mod control_plane;
 mod discovery;
+pub mod drain;
+pub mod event;
+mod eviction;
 mod kubeconfig;
 pub mod kubelet;
 mod namespace;
@@ -33,6 +37,9 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, ClusterRecord};
+pub use self::control_plane::ControlPlane;
+pub use self::drain::Drain;
+pub use self::event::{EventSubject, EventType};
 use self::namespace::NamespaceQueue;
 use self::pki::{Pair, PkiError};
 use self::registry::resource::{Kind, Resource};
@@ -68,6 +75,10 @@ pub enum KubernetesError {
     Contention(String),
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("the API of cluster {0} does not answer: no apiserver works")]
+    Unavailable(String),
+    #[error("the API of cluster {cluster} refuses: {message}")]
+    Refused { cluster: String, message: String },
 }
 
 type Result<T> = std::result::Result<T, KubernetesError>;
@@ -99,6 +110,8 @@ struct Inner {
     server_address: String,
     serving_authority: Pair,
     tls: Arc<rustls::ServerConfig>,
+    /// What the listener proves itself with.
+    serving: Arc<server::Serving>,
     /// Clusters in use, each as of its record. Bounded by the clusters that there are.
     clusters: Mutex<HashMap<String, Arc<Cluster>>>,
     /// Told of clusters whose record changed; empty until the kubelets run.
@@ -118,7 +131,7 @@ impl Kubernetes {
         if !hosts.contains(&config.public_host) {
             hosts.push(config.public_host.clone());
         }
-        let serving = pki::issue_server(&serving_authority, &hosts)?;
+        let serving = Arc::new(server::Serving::issue(&serving_authority, hosts)?);
         Ok(Kubernetes {
             inner: Arc::new(Inner {
                 keyspaces: config.keyspaces,
@@ -126,7 +139,8 @@ impl Kubernetes {
                 clock: config.clock,
                 seed: config.seed,
                 server_address: format!("{}:{}", config.public_host, config.public_port),
-                tls: server::tls_config(&serving)?,
+                tls: server::tls_config(Arc::clone(&serving))?,
+                serving,
                 serving_authority,
                 clusters: Mutex::new(HashMap::new()),
                 kubelets: Mutex::new(None),
@@ -142,7 +156,9 @@ impl Kubernetes {
             let record = ClusterRecord {
                 id: id.to_owned(),
                 version: version.to_owned(),
-                available: false,
+                control_plane: ControlPlane::default(),
+                storage: false,
+                certificates_rotated_at: None,
                 authority: pki::new_authority(&format!("kubernetes-ca-{id}"))?,
             };
             // If somebody else was faster, theirs stands.
@@ -157,9 +173,62 @@ impl Kubernetes {
             })
     }
 
-    /// While false, the cluster's API answers 503.
-    pub async fn set_available(&self, id: &str, available: bool) -> Result<()> {
-        self.change(id, |record| record.available = available).await
+    /// Says which instances of the control plane work. While there is no apiserver among them, the
+    /// cluster's API answers 503.
+    pub async fn set_control_plane(&self, id: &str, control_plane: ControlPlane) -> Result<()> {
+        self.change(id, |record| {
+            record.control_plane.clone_from(&control_plane);
+        })
+        .await
+    }
+
+    /// Says that the node takes no new pods, or takes them again. A node that is not there is left so.
+    pub async fn cordon_node(&self, id: &str, node: &str, cordoned: bool) -> Result<()> {
+        let cluster = self.answering(id).await?;
+        let outcome = drain::cordon(&cluster.registry, node, cordoned).await;
+        outcome.map_err(|error| refused(id, &error))
+    }
+
+    /// One round of cordon and eviction: budgets are honoured. Called again until drained. With
+    /// `force` the deadline is over: pods are deleted, and a node that is not there, or in a cluster
+    /// whose API does not answer, counts as drained.
+    pub async fn drain_node(&self, id: &str, node: &str, force: bool) -> Result<Drain> {
+        let cluster = match self.answering(id).await {
+            Err(KubernetesError::Unavailable(_) | KubernetesError::ClusterNotFound(_)) if force => {
+                return Ok(Drain::Drained);
+            }
+            outcome => outcome?,
+        };
+        let outcome = drain::round(&cluster.registry, node, force).await;
+        outcome.map_err(|error| refused(id, &error))
+    }
+
+    /// Tells the cluster's users of something by an event in its namespace `default`.
+    pub async fn record_event(
+        &self,
+        id: &str,
+        about: &EventSubject,
+        kind: EventType,
+        reason: &str,
+        message: &str,
+    ) -> Result<()> {
+        let cluster = self.answering(id).await?;
+        let outcome = event::record(&cluster.registry, about, kind, reason, message).await;
+        outcome.map_err(|error| refused(id, &error))
+    }
+
+    /// Makes anew what the control plane proves itself with. The authorities stay, and so connections
+    /// and kubeconfigs do. The listener is every cluster's: all see its new certificate.
+    pub async fn rotate_certificates(&self, id: &str) -> Result<()> {
+        self.inner.serving.renew(&self.inner.serving_authority)?;
+        let now = self.inner.clock.now();
+        self.change(id, |record| record.certificates_rotated_at = Some(now))
+            .await
+    }
+
+    /// Says whether the cluster has persistent storage.
+    pub async fn set_storage(&self, id: &str, enabled: bool) -> Result<()> {
+        self.change(id, |record| record.storage = enabled).await
     }
 
     /// `version` is such as `1.36`.
@@ -202,6 +271,15 @@ impl Kubernetes {
         ))
     }
 
+    /// The cluster, if its API answers.
+    async fn answering(&self, id: &str) -> Result<Arc<Cluster>> {
+        let cluster = self.load(id).await?;
+        if cluster.record.control_plane.serves() {
+            return Ok(cluster);
+        }
+        Err(KubernetesError::Unavailable(id.to_owned()))
+    }
+
     /// Where the cluster's API is.
     pub fn server_url(&self, id: &str) -> String {
         format!("https://{}/clusters/{id}", self.inner.server_address)
@@ -235,31 +313,54 @@ impl Kubernetes {
             }
         };
         let mut clusters = self.inner.clusters.lock();
-        if let Some(cluster) = clusters.get(id)
-            && cluster.record.version == record.version
-            && cluster.record.available == record.available
-            && cluster.record.authority.certificate == record.authority.certificate
+        let before = clusters.get(id).cloned();
+        if let Some(before) = &before
+            && before.record == record
         {
-            return Ok(Arc::clone(cluster));
+            return Ok(Arc::clone(before));
         }
-        let (namespaces, announced) = NamespaceQueue::new();
-        let available = record.available;
-        let cluster = Arc::new(Cluster {
-            registry: Registry::new(
-                self.inner.keyspaces.client(id),
-                self.inner.clock.clone(),
-                self.random(id),
-            ),
-            record,
-            namespaces,
-            server_address: self.inner.server_address.clone(),
-            ended: CancellationToken::new(),
-        });
-        if let Some(before) = clusters.insert(id.to_owned(), Arc::clone(&cluster)) {
-            before.ended.cancel();
-        }
+        let serves = record.control_plane.serves();
+        let continues = before
+            .as_ref()
+            .filter(|before| serves && before.record.control_plane.serves());
+        let server_address = self.inner.server_address.clone();
+        let (cluster, announced) = match continues {
+            Some(before) => {
+                let cluster = Cluster {
+                    registry: Arc::clone(&before.registry),
+                    namespaces: Arc::clone(&before.namespaces),
+                    ended: before.ended.clone(),
+                    record,
+                    server_address,
+                };
+                (Arc::new(cluster), None)
+            }
+            None => {
+                let (namespaces, announced) = NamespaceQueue::new();
+                let registry = match &before {
+                    Some(before) => Arc::clone(&before.registry),
+                    None => Arc::new(Registry::new(
+                        self.inner.keyspaces.client(id),
+                        self.inner.clock.clone(),
+                        self.random(id),
+                    )),
+                };
+                if let Some(before) = &before {
+                    before.ended.cancel();
+                }
+                let cluster = Cluster {
+                    registry,
+                    namespaces: Arc::new(namespaces),
+                    ended: CancellationToken::new(),
+                    record,
+                    server_address,
+                };
+                (Arc::new(cluster), serves.then_some(announced))
+            }
+        };
+        clusters.insert(id.to_owned(), Arc::clone(&cluster));
         drop(clusters);
-        if available {
+        if let Some(announced) = announced {
             tokio::spawn(namespace::run(Arc::clone(&cluster), announced));
         }
         Ok(cluster)
@@ -314,6 +415,13 @@ impl Kubernetes {
             })
             .await?;
         Ok(response.succeeded)
+    }
+}
+
+fn refused(cluster: &str, error: &ApiError) -> KubernetesError {
+    KubernetesError::Refused {
+        cluster: cluster.to_owned(),
+        message: error.message.clone(),
     }
 }
 

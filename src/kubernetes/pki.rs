@@ -39,7 +39,7 @@ pub enum PkiError {
 }
 
 /// A certificate with its private key, both PEM.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pair {
     pub certificate: String,

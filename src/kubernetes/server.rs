@@ -16,6 +16,8 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -33,13 +35,52 @@ use super::{Kubernetes, KubernetesError};
 const CONNECTIONS_LIMIT: usize = 4096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) fn tls_config(serving: &Pair) -> Result<Arc<rustls::ServerConfig>, KubernetesError> {
+/// The listener's certificate, which can be renewed while it serves: connections that are there keep
+/// what they were made with.
+pub(super) struct Serving {
+    hosts: Vec<String>,
+    certified: Mutex<Arc<CertifiedKey>>,
+}
+
+impl Serving {
+    pub(super) fn issue(authority: &Pair, hosts: Vec<String>) -> Result<Serving, KubernetesError> {
+        let certified = Mutex::new(certify(authority, &hosts)?);
+        Ok(Serving { hosts, certified })
+    }
+
+    pub(super) fn renew(&self, authority: &Pair) -> Result<(), KubernetesError> {
+        *self.certified.lock() = certify(authority, &self.hosts)?;
+        Ok(())
+    }
+}
+
+fn certify(authority: &Pair, hosts: &[String]) -> Result<Arc<CertifiedKey>, KubernetesError> {
+    let (certificate, key) = pki::to_rustls(&pki::issue_server(authority, hosts)?)?;
+    let provider = rustls::crypto::ring::default_provider();
+    let certified = CertifiedKey::from_der(vec![certificate], key, &provider)?;
+    Ok(Arc::new(certified))
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.certified.lock()))
+    }
+}
+
+pub(super) fn tls_config(
+    serving: Arc<Serving>,
+) -> Result<Arc<rustls::ServerConfig>, KubernetesError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let (certificate, key) = pki::to_rustls(serving)?;
     let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(Arc::new(AnyClient { provider }))
-        .with_single_cert(vec![certificate], key)?;
+        .with_cert_resolver(serving);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -136,7 +177,7 @@ impl Kubernetes {
             // Bearer tokens are not issued yet: none is valid.
             return Err(ApiError::unauthorized());
         }
-        if !cluster.record.available {
+        if !cluster.record.control_plane.serves() {
             return Err(ApiError::unavailable(
                 "no apiserver of this cluster is running",
             ));

@@ -2,7 +2,9 @@
 
 use futures::future::BoxFuture;
 
-use crate::kubernetes::{Kubernetes, KubernetesError};
+use crate::kubernetes::{
+    ControlPlane, Drain, EventSubject, EventType, Kubernetes, KubernetesError,
+};
 
 /// The Kubernetes layer could not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,11 +21,50 @@ pub trait ClusterApi: Send + Sync {
         version: &'a str,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
 
-    /// While false, the API answers 503: no healthy apiserver VM runs.
-    fn set_available<'a>(
+    /// Says which instances of the control plane work: the API answers 503 without an apiserver, and a
+    /// component without an instance stands still.
+    fn set_control_plane<'a>(
         &'a self,
         id: &'a str,
-        available: bool,
+        control_plane: ControlPlane,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
+
+    /// One round of cordon and eviction (budgets honoured). Called again until drained. `force`: the
+    /// deadline is over, pods are deleted, and a node or an API that is not there counts as drained.
+    fn drain_node<'a>(
+        &'a self,
+        id: &'a str,
+        node: &'a str,
+        force: bool,
+    ) -> BoxFuture<'a, Result<Drain, ClusterApiError>>;
+
+    /// Says that the node takes no new pods, or takes them again.
+    fn cordon_node<'a>(
+        &'a self,
+        id: &'a str,
+        node: &'a str,
+        cordoned: bool,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
+
+    /// Tells the cluster's users by a Kubernetes event in its namespace `default`.
+    fn record_event<'a>(
+        &'a self,
+        id: &'a str,
+        about: EventSubject,
+        kind: EventType,
+        reason: &'a str,
+        message: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
+
+    /// Makes the control plane's certificates anew; nobody's connection or kubeconfig suffers.
+    fn rotate_certificates<'a>(&'a self, id: &'a str)
+    -> BoxFuture<'a, Result<(), ClusterApiError>>;
+
+    /// Says whether the cluster has persistent storage.
+    fn set_storage<'a>(
+        &'a self,
+        id: &'a str,
+        enabled: bool,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
 
     fn set_version<'a>(
@@ -60,12 +101,58 @@ impl ClusterApi for Kubernetes {
         Box::pin(async move { Ok(Kubernetes::provision_cluster(self, id, version).await?) })
     }
 
-    fn set_available<'a>(
+    fn set_control_plane<'a>(
         &'a self,
         id: &'a str,
-        available: bool,
+        control_plane: ControlPlane,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
-        Box::pin(async move { Ok(Kubernetes::set_available(self, id, available).await?) })
+        Box::pin(async move { Ok(Kubernetes::set_control_plane(self, id, control_plane).await?) })
+    }
+
+    fn drain_node<'a>(
+        &'a self,
+        id: &'a str,
+        node: &'a str,
+        force: bool,
+    ) -> BoxFuture<'a, Result<Drain, ClusterApiError>> {
+        Box::pin(async move { Ok(Kubernetes::drain_node(self, id, node, force).await?) })
+    }
+
+    fn cordon_node<'a>(
+        &'a self,
+        id: &'a str,
+        node: &'a str,
+        cordoned: bool,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { Ok(Kubernetes::cordon_node(self, id, node, cordoned).await?) })
+    }
+
+    fn record_event<'a>(
+        &'a self,
+        id: &'a str,
+        about: EventSubject,
+        kind: EventType,
+        reason: &'a str,
+        message: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move {
+            Ok(Kubernetes::record_event(self, id, &about, kind, reason, message).await?)
+        })
+    }
+
+    fn rotate_certificates<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { Ok(Kubernetes::rotate_certificates(self, id).await?) })
+    }
+
+    fn set_storage<'a>(
+        &'a self,
+        id: &'a str,
+        enabled: bool,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { Ok(Kubernetes::set_storage(self, id, enabled).await?) })
     }
 
     fn set_version<'a>(

@@ -54,6 +54,16 @@ pub fn node_names_of(cluster: &ClusterId) -> String {
     format!("{NODE_NAMES}{cluster}/")
 }
 
+/// Names of nodes in the cluster, as they are seen.
+pub fn taken_names(view: &Reflector<Record>, cluster: &ClusterId) -> BTreeSet<String> {
+    let prefix = node_names_of(cluster);
+    view.with(|records| {
+        infra::reflector::under(records, &prefix)
+            .map(|(key, _)| key[prefix.len()..].to_owned())
+            .collect()
+    })
+}
+
 fn node_name_key(cluster: &ClusterId, name: &str) -> String {
     format!("{NODE_NAMES}{cluster}/{name}")
 }

@@ -12,6 +12,7 @@ use crate::etcd::client::SharedKeyspaces;
 use crate::infra::testing::MemoryKeyspaces;
 use crate::infra::work_queue::Workers;
 use crate::infra::{Cloud, CloudConfig};
+use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
 use crate::leader::Term;
 
 use super::cluster_api::{ClusterApi, ClusterApiError};
@@ -30,10 +31,18 @@ pub(super) fn owner() -> OwnerId {
 }
 
 /// What a recorded cluster's API is like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct KnownCluster {
     pub version: String,
-    pub available: bool,
+    pub control_plane: ControlPlane,
+    pub storage: bool,
+    /// (node, cordoned) in the order of the calls.
+    pub cordons: Vec<(String, bool)>,
+    /// (node, force) in the order of the calls.
+    pub drains: Vec<(String, bool)>,
+    /// (reason, message) in the order of the calls.
+    pub events: Vec<(String, String)>,
+    pub rotations: u32,
 }
 
 /// Stands in for the Kubernetes layer: it outlives a kill, as that layer's records do.
@@ -67,19 +76,68 @@ impl ClusterApi for FakeKubernetes {
         Box::pin(async move {
             let known = KnownCluster {
                 version: version.to_owned(),
-                available: false,
+                ..KnownCluster::default()
             };
             self.clusters.lock().entry(id.to_owned()).or_insert(known);
             Ok(())
         })
     }
 
-    fn set_available<'a>(
+    fn set_control_plane<'a>(
         &'a self,
         id: &'a str,
-        available: bool,
+        control_plane: ControlPlane,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
-        Box::pin(async move { self.change(id, |cluster| cluster.available = available) })
+        Box::pin(async move { self.change(id, |cluster| cluster.control_plane = control_plane) })
+    }
+
+    fn drain_node<'a>(
+        &'a self,
+        id: &'a str,
+        node: &'a str,
+        force: bool,
+    ) -> BoxFuture<'a, Result<Drain, ClusterApiError>> {
+        Box::pin(async move {
+            self.change(id, |cluster| cluster.drains.push((node.to_owned(), force)))?;
+            Ok(Drain::Drained)
+        })
+    }
+
+    fn cordon_node<'a>(
+        &'a self,
+        id: &'a str,
+        node: &'a str,
+        cordoned: bool,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        let call = (node.to_owned(), cordoned);
+        Box::pin(async move { self.change(id, |cluster| cluster.cordons.push(call)) })
+    }
+
+    fn record_event<'a>(
+        &'a self,
+        id: &'a str,
+        _about: EventSubject,
+        _kind: EventType,
+        reason: &'a str,
+        message: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        let event = (reason.to_owned(), message.to_owned());
+        Box::pin(async move { self.change(id, |cluster| cluster.events.push(event)) })
+    }
+
+    fn rotate_certificates<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { self.change(id, |cluster| cluster.rotations += 1) })
+    }
+
+    fn set_storage<'a>(
+        &'a self,
+        id: &'a str,
+        enabled: bool,
+    ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
+        Box::pin(async move { self.change(id, |cluster| cluster.storage = enabled) })
     }
 
     fn set_version<'a>(

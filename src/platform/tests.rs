@@ -31,7 +31,7 @@ async fn a_bundle_is_active_after_about_a_minute() {
     world.check_invariants().await;
 
     let known = world.kubernetes.clusters.lock()[id.as_str()].clone();
-    assert!(known.available);
+    assert!(known.control_plane.serves());
     assert_eq!(known.version, "1.36");
     let vms = world.cloud.list_vms();
     assert_eq!(vms.len(), 1);
@@ -234,16 +234,23 @@ async fn versions_and_features_change_in_steps() {
     let unknown = world.platform.update_version(&owner(), &id, "1.33").await;
     assert!(matches!(unknown, Err(PlatformError::Invalid { .. })));
 
-    let view = world
-        .platform
-        .update_version(&owner(), &id, "1.36")
-        .await
-        .unwrap();
-    assert_eq!(view.cluster.status, ClusterStatus::ToUpgrade);
-    world.advance(10).await;
-    assert_eq!(world.status(&id).await, ClusterStatus::Updating);
-    world.advance(50).await;
-    assert_eq!(world.status(&id).await, ClusterStatus::Active);
+    let skipping = world.platform.update_version(&owner(), &id, "1.36").await;
+    assert_eq!(
+        skipping.unwrap_err().to_string(),
+        "Invalid targetVersion: the cluster is at 1.34: no version can be skipped, update to 1.35 first"
+    );
+    for target in ["1.35", "1.36"] {
+        let view = world
+            .platform
+            .update_version(&owner(), &id, target)
+            .await
+            .unwrap();
+        assert_eq!(view.cluster.status, ClusterStatus::ToUpgrade);
+        world.advance(10).await;
+        assert_eq!(world.status(&id).await, ClusterStatus::Updating);
+        world.advance(110).await;
+        assert_eq!(world.status(&id).await, ClusterStatus::Active);
+    }
     assert_eq!(
         world.kubernetes.clusters.lock()[id.as_str()].version,
         "1.36"

@@ -6,19 +6,28 @@ use crate::infra::{Observed, Vm};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmState {
     Absent,
-    Provisioning { outdated: bool },
-    Running { since: Timestamp, outdated: bool },
+    Provisioning,
+    Running {
+        since: Timestamp,
+        /// What the health probes say: they take a while to change their mind.
+        healthy: bool,
+        /// It answers at this instant.
+        reachable: bool,
+    },
+    /// It never ran and never will.
     Failed,
     Deleting,
 }
 
 impl VmState {
-    /// `guest` is what should run inside.
-    pub fn of(vm: &Vm, guest: &serde_json::Value) -> VmState {
-        let outdated = vm.spec.guest != *guest;
+    pub fn of(vm: &Vm) -> VmState {
         match vm.observed {
-            Observed::Provisioning => VmState::Provisioning { outdated },
-            Observed::Running { since } => VmState::Running { since, outdated },
+            Observed::Provisioning => VmState::Provisioning,
+            Observed::Running { since } => VmState::Running {
+                since,
+                healthy: vm.is_healthy(),
+                reachable: vm.reachable,
+            },
             Observed::Failed => VmState::Failed,
             Observed::Deleting => VmState::Deleting,
         }
@@ -28,11 +37,19 @@ impl VmState {
         matches!(self, VmState::Running { .. })
     }
 
-    /// Something else than it should runs, or will run, inside.
-    pub fn is_outdated(self) -> bool {
+    pub fn is_healthy(self) -> bool {
+        matches!(self, VmState::Running { healthy: true, .. })
+    }
+
+    /// Healthy, and it answers at this instant.
+    pub fn is_serving(self) -> bool {
         matches!(
             self,
-            VmState::Provisioning { outdated: true } | VmState::Running { outdated: true, .. }
+            VmState::Running {
+                healthy: true,
+                reachable: true,
+                ..
+            }
         )
     }
 }

@@ -334,6 +334,16 @@ impl Registry {
         Err(ApiError::modified(place.resource, name))
     }
 
+    /// Deletes an object without giving it time to end. Finalizers hold it all the same.
+    pub async fn delete_now(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        preconditions: &Preconditions,
+    ) -> Result<Deleted, ApiError> {
+        self.delete(place, name, preconditions, false).await
+    }
+
     fn check_preconditions(
         &self,
         place: Place<'_>,

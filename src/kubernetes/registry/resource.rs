@@ -178,7 +178,7 @@ impl Resource {
     }
 
     /// One that the code itself needs.
-    pub fn of_kind(kind: Kind) -> &'static Resource {
+    pub const fn of_kind(kind: Kind) -> &'static Resource {
         &RESOURCES[kind as usize]
     }
 
@@ -214,12 +214,16 @@ impl Resource {
 }
 
 /// Index into [`RESOURCES`] of what the code itself handles.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     ConfigMap = 0,
+    Event = 1,
     Namespace = 2,
+    Node = 3,
+    Pod = 4,
     Service = 6,
     ServiceAccount = 7,
+    NodeGroup = 9,
 }
 
 #[cfg(test)]
@@ -230,6 +234,10 @@ mod tests {
     fn kinds_stand_where_they_are_looked_for() {
         let check = |kind: Kind, name: &str| assert_eq!(Resource::of_kind(kind).kind, name);
         check(Kind::ConfigMap, "ConfigMap");
+        check(Kind::Event, "Event");
+        check(Kind::Node, "Node");
+        check(Kind::Pod, "Pod");
+        check(Kind::NodeGroup, "NodeGroup");
         check(Kind::Namespace, "Namespace");
         check(Kind::Service, "Service");
         check(Kind::ServiceAccount, "ServiceAccount");

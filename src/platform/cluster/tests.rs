@@ -31,7 +31,8 @@ fn cluster() -> Cluster {
 fn all_there(cluster: &Cluster) -> Seen {
     let running = VmState::Running {
         since: NOW,
-        outdated: false,
+        healthy: true,
+        reachable: true,
     };
     let vms = cluster.control_plane.iter();
     Seen {
@@ -44,7 +45,7 @@ fn all_there(cluster: &Cluster) -> Seen {
             ips: vec![String::from("192.0.2.1")],
             domain_name: String::from("x.test"),
         }),
-        node_groups: 0,
+        ..Seen::default()
     }
 }
 
@@ -102,14 +103,22 @@ fn each_operation_has_its_steps() {
         cluster.status = status;
         cluster.requested_features.csi = csi;
         cluster.operation = Some(Operation::asked(kind, NOW));
-        assert_eq!(run(&mut cluster, all_there).0, expect, "{kind}");
+        let (mut way, _) = run(&mut cluster, all_there);
+        // Each VM that is replaced changes the record.
+        way.dedup();
+        assert_eq!(way, expect, "{kind}");
         assert_eq!(cluster.features.csi, csi);
     };
     check(
         OperationKind::Upgrade,
         ClusterStatus::ToUpgrade,
         false,
-        &["UPDATING CONTROL_PLANE_BUNDLE", "UPDATING PLUGIN", "ACTIVE"],
+        &[
+            "UPDATING CONTROL_PLANE_BUNDLE",
+            "UPDATING PLUGIN",
+            "UPDATING NODE_GROUP",
+            "ACTIVE",
+        ],
     );
     check(
         OperationKind::Redeploy,
@@ -164,6 +173,8 @@ fn vms_are_asked_for_until_they_are_there() {
         step: Some(Step::ControlPlaneBundle),
         started_at: NOW,
         due: NOW,
+        node_group: None,
+        outdated_nodes: 0,
     });
     let check = |states: [VmState; 2], acts: usize, goes_on: bool| {
         let vms = cluster.control_plane.iter().map(|vm| vm.id.clone());
@@ -176,10 +187,11 @@ fn vms_are_asked_for_until_they_are_there() {
         assert_eq!(decision.acts.len(), acts, "{states:?}");
         assert_eq!(decision.next.is_some(), goes_on, "{states:?}");
     };
-    let booting = VmState::Provisioning { outdated: false };
+    let booting = VmState::Provisioning;
     let running = VmState::Running {
         since: NOW,
-        outdated: false,
+        healthy: true,
+        reachable: true,
     };
     check([VmState::Absent, VmState::Absent], 2, false);
     check([booting, VmState::Absent], 1, false);
@@ -200,7 +212,10 @@ fn the_api_answers_while_a_vm_with_an_apiserver_runs() {
         let mut seen = all_there(cluster);
         seen.vms
             .retain(|id, _| !down.iter().any(|part| id.contains(part)));
-        assert_eq!(decide(cluster, &seen, NOW).available, expect, "{down:?}");
+        let serves = decide(cluster, &seen, NOW)
+            .control_plane
+            .map(|found| found.serves());
+        assert_eq!(serves, expect, "{down:?}");
     };
     check(&cluster, &[], Some(true));
     check(&cluster, &["_scheduler_", "_apiserver_0"], Some(true));
@@ -245,4 +260,114 @@ fn ids_of_vms_follow_from_the_cluster() {
     let id: &ClusterId = &cluster.id;
     let expect = format!("vm_{}_control-plane_1", id.ulid());
     assert_eq!(cluster.control_plane[1].id, expect);
+}
+
+/// VMs that are made at once and go at once, but for the ones that are down.
+fn serving(cluster: &Cluster, down: &[&str]) -> Seen {
+    let mut seen = all_there(cluster);
+    for vm in &cluster.control_plane {
+        if down.contains(&vm.name.as_str()) {
+            let state = VmState::Running {
+                since: NOW,
+                healthy: false,
+                reachable: false,
+            };
+            seen.vms.insert(vm.id.clone(), state);
+        }
+        match &vm.life.leaving {
+            Some(leaving) if leaving.drained => drop(seen.vms.remove(&vm.id)),
+            Some(_) => drop(seen.drains.insert(vm.id.clone(), Drain::Drained)),
+            None => {}
+        }
+    }
+    seen
+}
+
+fn sites(cluster: &Cluster) -> BTreeSet<crate::infra::Datacenter> {
+    let counted = cluster.control_plane.iter().filter(|vm| vm.counts());
+    counted.map(|vm| vm.datacenter).collect()
+}
+
+#[test]
+fn a_replica_that_dies_is_replaced_at_its_site() {
+    use super::super::replacement::Replica as _;
+    for replication_factor in 1..=5 {
+        let mut cluster = cluster_of(Topology::DedicatedCompute {
+            flavor: Flavor::Xs,
+            replication_factor,
+        });
+        run(&mut cluster, all_there);
+        let before = sites(&cluster);
+        let (way, took) = run(&mut cluster, |cluster| {
+            serving(cluster, &["control-plane-0"])
+        });
+        assert!(way.iter().all(|status| status == "ACTIVE"), "{way:?}");
+        assert_eq!(took, super::super::replacement::PATIENCE);
+        let names: Vec<_> = cluster
+            .control_plane
+            .iter()
+            .map(|vm| vm.name.clone())
+            .collect();
+        let expect = (1..=replication_factor).map(|n| format!("control-plane-{n}"));
+        assert_eq!(names, expect.collect::<Vec<_>>());
+        assert!(cluster.control_plane.iter().all(|vm| vm.counts()));
+        assert_eq!(sites(&cluster), before);
+    }
+}
+
+#[test]
+fn an_update_renews_one_replica_of_a_role_at_a_time_and_always_serves() {
+    let mut cluster = cluster_of(Topology::Distributed {
+        components: Components::uniform(ComponentConfig {
+            flavor: Flavor::Xxs,
+            replication_factor: 2,
+        }),
+    });
+    run(&mut cluster, all_there);
+    cluster.status = ClusterStatus::ToUpgrade;
+    cluster.running_version = String::from("1.35");
+    for vm in &mut cluster.control_plane {
+        vm.version = String::from("1.35");
+    }
+    cluster.version = String::from("1.36");
+    cluster.operation = Some(Operation::asked(OperationKind::Upgrade, NOW));
+    run(&mut cluster, |cluster| {
+        for component in super::super::model::Component::ALL {
+            let own = cluster.control_plane.iter();
+            let own: Vec<_> = own.filter(|vm| vm.components == [component]).collect();
+            let new = own.iter().filter(|vm| vm.life.replaces.is_some()).count();
+            assert!(new <= 1, "two at once: {own:?}");
+        }
+        let seen = serving(cluster, &[]);
+        let working = control_plane::working(cluster, &seen.vms);
+        assert!(working.apiserver.len() >= 2, "{working:?}");
+        seen
+    });
+    assert_eq!(cluster.status, ClusterStatus::Active);
+    assert_eq!(cluster.running_version, "1.36");
+    assert_eq!(cluster.control_plane.len(), 10);
+    assert!(cluster.control_plane.iter().all(|vm| vm.version == "1.36"));
+}
+
+#[test]
+fn a_site_without_room_is_left_for_the_next_best() {
+    let mut cluster = cluster_of(Topology::DedicatedCompute {
+        flavor: Flavor::Xs,
+        replication_factor: 3,
+    });
+    let id = cluster.control_plane[0].id.clone();
+    let first = cluster.control_plane[0].datacenter;
+    control_plane::refuse(&mut cluster, &id, NOW);
+    assert_ne!(cluster.control_plane[0].datacenter, first);
+    assert_eq!(cluster.control_plane[0].life.retry_at, None);
+    control_plane::refuse(&mut cluster, &id, NOW);
+    control_plane::refuse(&mut cluster, &id, NOW);
+    assert!(
+        cluster.control_plane[0].life.retry_at > Some(NOW),
+        "a pause"
+    );
+    assert_eq!(
+        cluster.control_plane[0].datacenter, first,
+        "the best is tried again"
+    );
 }

@@ -4,6 +4,7 @@
 //! To add one: a file here, and a line in [`all`].
 
 mod cluster;
+mod drain;
 mod node_group;
 mod orphan;
 
