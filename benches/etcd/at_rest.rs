@@ -101,7 +101,14 @@ async fn restart_once(
 
 async fn loaded(peer: Peer, keys: usize, value_bytes: usize) -> Result<Server, Failure> {
     let server = Server::start(peer).await?;
-    let loading = async { fill(&connect(&server.url, LOADERS).await?, keys, value_bytes).await };
+    let loading = async {
+        fill(
+            &connect(std::slice::from_ref(&server), LOADERS).await?,
+            keys,
+            value_bytes,
+        )
+        .await
+    };
     let failed = |failure| format!("loading {}: {failure}", peer.name());
     loading.await.map_err(failed)?;
     Ok(server)

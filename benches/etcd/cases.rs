@@ -85,27 +85,27 @@ impl Case {
         (self.idle_watchers > 0).then_some(without)
     }
 
-    /// Runs it once on a fresh server.
-    pub async fn run(&self, server: &Server, duration: Duration) -> Result<Figures, Failure> {
-        let connections = connect(&server.url, self.clients).await?;
+    /// Runs it once on a fresh server, or on several that serve the same keyspace.
+    pub async fn run(&self, servers: &[Server], duration: Duration) -> Result<Figures, Failure> {
+        let connections = connect(servers, self.clients).await?;
         keys::fill(&connections[..1], KEYS, self.value_bytes).await?;
-        let idle = IdleWatchers::open(server, self.idle_watchers).await?;
+        let idle = IdleWatchers::open(servers, self.idle_watchers).await?;
         let checker = Client::new(connections[0].clone());
         let figures = match self.work {
             Work::Kv(operation) => {
                 let clients = kv::clients(connections, operation, self.value_bytes);
-                closed_loop(server, clients, duration).await?
+                closed_loop(servers, clients, duration).await?
             }
             Work::Watch { watchers, pace } => {
-                watch::run(server, watchers, pace, self.value_bytes, duration).await?
+                watch::run(servers, watchers, pace, self.value_bytes, duration).await?
             }
             Work::GrantLeases => {
                 let clients = connections.into_iter().map(Granter).collect();
-                closed_loop(server, clients, duration).await?
+                closed_loop(servers, clients, duration).await?
             }
             Work::KeepLeasesAlive => {
                 let clients = try_join_all(connections.into_iter().map(KeepAlive::open)).await?;
-                closed_loop(server, clients, duration).await?
+                closed_loop(servers, clients, duration).await?
             }
         };
         idle.check(&checker).await?;

@@ -60,12 +60,12 @@ async fn compare(case: &Case, rounds: u64, duration: Duration) -> Result<(), Fai
 
 async fn once(peer: Peer, case: &Case, duration: Duration) -> Result<Figures, Failure> {
     let server = Server::start(peer).await?;
-    let figures = case.run(&server, duration).await;
+    let figures = case.run(std::slice::from_ref(&server), duration).await;
     figures.map_err(|failure| format!("{} on {}: {failure}", case.name, peer.name()).into())
 }
 
 /// A number in the environment, above 0.
-fn setting(name: &str, default: u64) -> Result<u64, Failure> {
+pub fn setting(name: &str, default: u64) -> Result<u64, Failure> {
     let Ok(text) = std::env::var(name) else {
         return Ok(default);
     };

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::Failure;
 use crate::figures::Figures;
-use crate::server::Server;
+use crate::server::{Server, cpu};
 
 /// One client, ready to work.
 pub trait Worker: Send + 'static {
@@ -19,12 +19,12 @@ pub trait Worker: Send + 'static {
 
 /// Lets all of them work for `duration`. One failure fails the run.
 pub async fn closed_loop<W: Worker>(
-    server: &Server,
+    servers: &[Server],
     workers: Vec<W>,
     duration: Duration,
 ) -> Result<Figures, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
-    let cpu = server.cpu()?;
+    let before = cpu(servers)?;
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for mut worker in workers {
@@ -45,5 +45,5 @@ pub async fn closed_loop<W: Worker>(
     while let Some(done) = tasks.join_next().await {
         latencies.extend(done??);
     }
-    Figures::of(latencies, started.elapsed(), server.cpu()? - cpu)
+    Figures::of(latencies, started.elapsed(), cpu(servers)? - before)
 }

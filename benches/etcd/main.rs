@@ -10,9 +10,10 @@
 //! CKE_BENCH_SECONDS=5 CKE_BENCH_ROUNDS=5 cargo bench --bench etcd
 //! cargo bench --bench etcd -- at-rest                          # memory, and time to restart
 //! cargo bench --bench etcd -- scale                            # `cke etcd` alone, and much of everything
+//! cargo bench --bench etcd --features foundationdb -- stores   # FoundationDB and the embedded engine; see `stores`
 //! ```
 //!
-//! Words after `at-rest` and `scale` choose among their parts. `CKE_BENCH_ETCD` names another etcd.
+//! Words after `at-rest`, `scale` and `stores` choose among their parts. `CKE_BENCH_ETCD` names another etcd.
 
 mod at_rest;
 mod cases;
@@ -24,6 +25,7 @@ mod lease;
 mod load;
 mod scale;
 mod server;
+mod stores;
 mod watch;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -46,13 +48,14 @@ async fn main() -> Result<(), Failure> {
         .filter(|word| !word.starts_with('-'))
         .collect();
     let mode = words.first().cloned().unwrap_or_default();
-    if mode == "at-rest" || mode == "scale" {
+    if ["at-rest", "scale", "stores"].contains(&mode.as_str()) {
         words.remove(0);
     }
     let words = Words(words);
     match mode.as_str() {
         "at-rest" => at_rest::run(&words).await,
         "scale" => scale::run(&words).await,
+        "stores" => stores::run(&words).await,
         _ => compare::run(&words).await,
     }
 }

@@ -211,12 +211,17 @@ fn spawn(program: &Path, arguments: &[OsString]) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// A connection for each of so many clients; beyond [`MAX_CONNECTIONS`] they share them evenly.
-pub async fn connect(url: &str, clients: usize) -> Result<Vec<Channel>, Failure> {
-    let endpoint = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true);
+/// A connection for each of so many clients, to the servers in turn; beyond [`MAX_CONNECTIONS`] they share them evenly.
+pub async fn connect(servers: &[Server], clients: usize) -> Result<Vec<Channel>, Failure> {
     let mut connections = Vec::new();
-    for _ in 0..clients.min(MAX_CONNECTIONS) {
+    for server in servers.iter().cycle().take(clients.min(MAX_CONNECTIONS)) {
+        let endpoint = Endpoint::from_shared(server.url.clone())?.tcp_nodelay(true);
         connections.push(endpoint.connect().await?);
     }
     Ok(connections.iter().cycle().take(clients).cloned().collect())
+}
+
+/// Processor time of all of them so far; see [`Server::cpu`].
+pub fn cpu(servers: &[Server]) -> Result<Duration, Failure> {
+    servers.iter().map(Server::cpu).sum()
 }

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use crate::Failure;
 use crate::figures::Figures;
 use crate::keys::{KEYS, PREFIX, TXN_PUTS, key};
-use crate::server::{MAX_CONNECTIONS, Server, connect};
+use crate::server::{MAX_CONNECTIONS, Server, connect, cpu};
 
 /// How long events may be under way after the last put; what comes later is missing.
 const GRACE: Duration = Duration::from_secs(30);
@@ -94,16 +94,17 @@ pub enum Pace {
     PerSecond(u32),
 }
 
-/// Watchers of the prefix of all keys, and puts; one operation is one event delivered.
+/// Watchers of the prefix of all keys, at all of the servers, and puts to the first; one operation is one event
+/// delivered.
 pub async fn run(
-    server: &Server,
+    servers: &[Server],
     watchers: usize,
     pace: Pace,
     value_bytes: usize,
     duration: Duration,
 ) -> Result<Figures, Failure> {
-    let writer = Client::new(connect(&server.url, 1).await?.remove(0));
-    let connections = connect(&server.url, MAX_CONNECTIONS).await?;
+    let writer = Client::new(connect(&servers[..1], 1).await?.remove(0));
+    let connections = connect(servers, MAX_CONNECTIONS).await?;
     let watches = open(&connections, watchers, |_| PREFIX.to_owned()).await?;
     let revision = writer.get(key(0)).await?.revision;
     let epoch = Instant::now();
@@ -126,7 +127,7 @@ pub async fn run(
             Ok::<_, Failure>((watcher.latencies, watcher.misplaced))
         });
     }
-    let cpu = server.cpu()?;
+    let before = cpu(servers)?;
     let started = Instant::now();
     let puts = match pace {
         Pace::ClosedLoop => put_in_turn(&writer, epoch, value_bytes, duration).await?,
@@ -146,7 +147,7 @@ pub async fn run(
         )
         .into());
     }
-    Figures::of(latencies, started.elapsed(), server.cpu()? - cpu)
+    Figures::of(latencies, started.elapsed(), cpu(servers)? - before)
 }
 
 async fn put_in_turn(
@@ -195,8 +196,8 @@ async fn put_by_timer(
 pub struct IdleWatchers(Vec<Watch>);
 
 impl IdleWatchers {
-    pub async fn open(server: &Server, count: usize) -> Result<IdleWatchers, Failure> {
-        let connections = connect(&server.url, MAX_CONNECTIONS).await?;
+    pub async fn open(servers: &[Server], count: usize) -> Result<IdleWatchers, Failure> {
+        let connections = connect(servers, MAX_CONNECTIONS).await?;
         let watches = open(&connections, count, |number| format!("/idle/{number:06}/")).await?;
         Ok(IdleWatchers(watches))
     }

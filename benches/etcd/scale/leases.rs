@@ -42,7 +42,7 @@ struct Granted {
 /// What is done is a lease that ran out in its time.
 pub async fn run() -> Result<Outcome, Failure> {
     let server = Server::start(Peer::Cke).await?;
-    let connections = connect(&server.url, MAX_CONNECTIONS).await?;
+    let connections = connect(std::slice::from_ref(&server), MAX_CONNECTIONS).await?;
     let client = Client::new(connections[0].clone());
     let watch = client.watch_prefix(PREFIX, 0).await?;
     let lifetime = Duration::from_secs((SECONDS + TTL).into());

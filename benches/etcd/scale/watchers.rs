@@ -24,7 +24,7 @@ fn prefix(number: usize) -> String {
 /// What is done is an event delivered.
 pub async fn run() -> Result<Outcome, Failure> {
     let server = Server::start(Peer::Cke).await?;
-    let connections = connect(&server.url, MAX_CONNECTIONS).await?;
+    let connections = connect(std::slice::from_ref(&server), MAX_CONNECTIONS).await?;
     let watches = open(&connections, WATCHERS, prefix).await?;
     let deadline = tokio::time::Instant::now() + DEADLINE;
     let mut watching = JoinSet::new();
