@@ -12,7 +12,7 @@ use super::model::{
     Cluster, ClusterId, Component, ControlPlaneVm, Flavor, RolePool, Topology, TopologyKind,
 };
 use super::placement;
-use super::replacement::{self, Lifecycle, Reason, Replica, Sight};
+use super::replacement::{self, Lifecycle, Reason, Replica, Sight, Tries};
 use super::vm_state::VmState;
 
 /// Name of the role whose VMs host everything, and of the group that ALL_IN_ONE's make, as nodes.
@@ -229,8 +229,11 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
             let news = format!("{old_name} {why}: {name} is to take its place");
             upkeep.news.push((news, reason == Reason::Unhealthy));
         }
-        upkeep.at_rest &= replacement::is_at_rest(&own, role.replicas, &sight)
-            && !own.iter().any(|vm| vm.counts() && outdated(vm));
+        let at_rest = replacement::is_at_rest(&own, role.replicas, &sight);
+        if at_rest {
+            pool.tries = Tries::default();
+        }
+        upkeep.at_rest &= at_rest && !own.iter().any(|vm| vm.counts() && outdated(vm));
         let later = pool.tries.not_before.filter(|at| *at > view.now);
         for at in walk.wake.into_iter().chain(later) {
             upkeep.wake = Some(upkeep.wake.map_or(at, |wake| wake.min(at)));

@@ -25,7 +25,7 @@ use crate::kubernetes::Drain;
 
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind};
 use super::model::{Node, NodeGroup, NodeGroupStatus, NodeId, NodeStatus};
-use super::replacement::{self, Lifecycle, Reason, Replica, Sight};
+use super::replacement::{self, Lifecycle, Reason, Replica, Sight, Tries};
 use super::vm_state::VmState;
 use super::{identity, placement};
 
@@ -203,6 +203,10 @@ fn keep(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64, decision: 
             Reason::Outdated => "NodeOutdated",
         };
         tell(next, now, EventStatus::Started, reason, message, decision);
+    }
+    let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
+    if target > 0 && replacement::is_at_rest(&next.nodes, target, &sight) {
+        next.tries = Tries::default();
     }
     follow(next, &sight);
 }

@@ -345,9 +345,6 @@ fn take_over<R: Replica>(pool: &mut [R], tries: &mut Tries, sight: &Sight<'_>, w
             Some(_) => {}
         }
     }
-    if tries.failures > 0 && pool.iter().all(|replica| is_well(replica, sight)) {
-        *tries = Tries::default();
-    }
 }
 
 fn is_well<R: Replica>(replica: &R, sight: &Sight<'_>) -> bool {
