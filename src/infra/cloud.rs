@@ -167,6 +167,7 @@ impl Cloud {
                 gone_at: None,
                 reachable: true,
                 health: super::vm::Health::Healthy,
+                load: super::vm::Load::default(),
                 metered_since: None,
                 spec: spec.clone(),
             };

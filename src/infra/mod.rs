@@ -33,7 +33,8 @@ pub use clock_reading::{last_reading, save as save_reading, stamp};
 pub use cloud::Cloud;
 pub use record::Inventory;
 pub use vm::{
-    Datacenter, Health, Image, Observed, Requested, Vm, VmEvent, VmEventKind, VmId, VmSpec, VmWatch,
+    Datacenter, Health, Image, Load, Observed, Requested, Vm, VmEvent, VmEventKind, VmId, VmSpec,
+    VmWatch,
 };
 
 /// Name of the keyspace that holds everything of this layer.

@@ -117,6 +117,15 @@ pub enum Health {
     },
 }
 
+/// CPU and memory in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Load {
+    /// Thousandths of a vCPU. May be more than the VM has: work then waits.
+    pub cpu_millis: u64,
+    pub memory_kib: u64,
+}
+
 /// A VM as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -141,6 +150,8 @@ pub struct Vm {
     pub reachable: bool,
     #[serde(default)]
     pub health: Health,
+    #[serde(default)]
+    pub load: Load,
 }
 
 fn yes() -> bool {

@@ -59,6 +59,8 @@ impl Operation {
 
 /// How long a `TO_*` status lasts.
 const ACCEPT: Duration = Duration::from_secs(1);
+/// How old a control plane's certificates get, a quarter of their life.
+const ROTATE_EVERY: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A step that takes longer has failed.
 const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
 
@@ -137,6 +139,7 @@ pub enum Act {
     SetKubernetesVersion(String),
     CreateVm(ControlPlaneVm),
     CreateLoadBalancer,
+    RotateCertificates,
     DeleteVm(String),
     DeleteKubernetes,
     DeleteLoadBalancer,
@@ -177,7 +180,8 @@ pub fn decide(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
     let mut next = cluster.clone();
     let upkeep = keep_control_plane(&mut next, seen, now, &mut decision);
     match cluster.status {
-        ClusterStatus::Deleted | ClusterStatus::Active | ClusterStatus::Failed => {}
+        ClusterStatus::Deleted | ClusterStatus::Failed => {}
+        ClusterStatus::Active => rotate_certificates(&mut next, &upkeep, now, &mut decision),
         ClusterStatus::ToDelete | ClusterStatus::Deleting => {
             delete(&mut next, seen, now, &mut decision);
         }
@@ -188,6 +192,27 @@ pub fn decide(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
     }
     decision.control_plane = working(cluster, seen);
     decision
+}
+
+/// Makes the control plane's certificates anew long before they end, while nothing else is going on.
+fn rotate_certificates(
+    next: &mut Cluster,
+    upkeep: &Upkeep,
+    now: Timestamp,
+    decision: &mut Decision,
+) {
+    let due = next.certificates_rotated_at.saturating_add(ROTATE_EVERY);
+    if now < due {
+        decision.wake_by(due);
+    } else if upkeep.at_rest {
+        decision.acts.push(Act::RotateCertificates);
+        next.certificates_rotated_at = now;
+        decision.notices.push(Notice {
+            warning: false,
+            reason: "CertificatesRotated",
+            message: String::from("the control plane's certificates were made anew"),
+        });
+    }
 }
 
 /// Who works: the instances of components whose VM is healthy and answers.

@@ -2,6 +2,7 @@
 
 use crate::clock::Timestamp;
 
+use super::autoscaler::Scaling;
 use super::catalog::LOCATION;
 use super::cluster::Operation;
 use super::deployment_event::OperationKind;
@@ -54,6 +55,7 @@ pub fn cluster(order: &ClusterOrder, ledger: &mut Ledger, seed: u64, now: Timest
         control_plane: vms,
         pools,
         generation: 0,
+        certificates_rotated_at: now,
         operation: Some(Operation::asked(OperationKind::Create, now)),
         deployed_step: None,
         events: 0,
@@ -104,6 +106,7 @@ pub fn node_group(
         due: Some(node_group::first_due(now)),
         allocated: 0,
         tries: Tries::default(),
+        scaling: Scaling::default(),
         events: 0,
     }
 }

@@ -7,6 +7,7 @@
 //! state machines `cluster` and `node_group`. Around them: `store` (records and transactions) and
 //! `controller` (what acts). A request is judged, recorded and answered; the controllers do the rest.
 
+pub mod autoscaler;
 pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;

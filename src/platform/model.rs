@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::infra::Datacenter;
 
+use super::autoscaler::Scaling;
 use super::cluster::Operation;
 use super::deployment_event::Step;
 use super::replacement::{Lifecycle, Replica, Tries};
@@ -469,6 +470,8 @@ pub struct Cluster {
     pub pools: BTreeMap<String, RolePool>,
     /// Counts redeployments: VMs of an older one are replaced.
     pub generation: u64,
+    /// When the control plane's certificates were last made.
+    pub certificates_rotated_at: Timestamp,
     /// What is going on, if anything.
     pub operation: Option<Operation>,
     /// Last step of the creation that is complete.
@@ -567,6 +570,8 @@ pub struct NodeGroup {
     /// How many nodes were ever allocated: number of the next one's identity.
     pub allocated: u64,
     pub tries: Tries,
+    #[serde(default)]
+    pub scaling: Scaling,
     /// How many deployment events this record has written: the next one's number.
     pub events: u64,
 }

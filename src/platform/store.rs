@@ -42,6 +42,10 @@ pub fn cluster_key(owner: &OwnerId, id: &ClusterId) -> String {
     format!("{CLUSTERS}{owner}/{id}")
 }
 
+pub fn clusters_of(owner: &OwnerId) -> String {
+    format!("{CLUSTERS}{owner}/")
+}
+
 pub fn node_group_key(cluster: &ClusterId, id: &NodeGroupId) -> String {
     format!("{NODE_GROUPS}{cluster}/{id}")
 }

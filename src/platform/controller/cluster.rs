@@ -163,6 +163,7 @@ impl ClusterController {
                     )
                     .await?;
             }
+            Act::RotateCertificates => kubernetes.rotate_certificates(id).await?,
             Act::DeleteVm(vm) => cloud.delete_vm(&VmId(vm.clone())).await?,
             Act::DeleteKubernetes => {
                 kubernetes.delete_cluster(id).await?;

@@ -3,6 +3,7 @@
 //!
 //! To add one: a file here, and a line in [`all`].
 
+mod autoscaler;
 mod cluster;
 mod drain;
 mod node_group;
@@ -58,6 +59,7 @@ fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(cluster::ClusterController::new(context.clone())),
         Arc::new(node_group::NodeGroupController::new(context.clone())),
+        Arc::new(autoscaler::AutoscalerController::new(context.clone())),
         Arc::new(orphan::OrphanController::new(context.clone())),
     ]
 }

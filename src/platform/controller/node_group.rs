@@ -125,7 +125,7 @@ impl NodeGroupController {
 }
 
 /// Cluster and id from the key of a node group's record.
-fn parse(key: &str) -> Option<(ClusterId, NodeGroupId)> {
+pub(super) fn parse(key: &str) -> Option<(ClusterId, NodeGroupId)> {
     let (cluster, id) = key.strip_prefix(store::NODE_GROUPS)?.split_once('/')?;
     Some((cluster.parse().ok()?, id.parse().ok()?))
 }

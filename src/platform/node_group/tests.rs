@@ -385,6 +385,9 @@ fn a_resize_takes_the_dead_first_and_their_successors_with_them() {
 }
 
 proptest! {
+    // A case is hours of simulated time, a second at a time.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     #[test]
     fn whatever_fails_it_comes_to_rest_as_asked(
         faults in proptest::collection::vec((0u8..6, 0usize..8, 1u64..120), 1..30),
@@ -415,7 +418,9 @@ proptest! {
         prop_assert_eq!(world.vms.len(), world.group().nodes.len());
         prop_assert!(world.group().nodes.iter().all(|node| node.version == world.version));
     }
+}
 
+proptest! {
     #[test]
     fn every_size_is_reached_and_no_name_is_there_twice(
         sizes in proptest::collection::vec((0u32..40, 1u64..150), 1..6),
