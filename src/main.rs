@@ -45,7 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve { config, options } => run_serve(config, *options),
-        Command::Etcd(options) => serve::etcd(*options).map_err(|error| error.to_string()),
+        Command::Etcd(options) => run_etcd(*options),
         Command::Price(options) => options.run().map_err(|error| error.to_string()),
         Command::Health(options) => options.run().map_err(|error| error.to_string()),
         Command::Version => {
@@ -66,6 +66,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_etcd(options: EtcdOptions) -> Result<(), String> {
+    let options = match &options.config_file {
+        Some(path) => EtcdOptions::from_file(path).map_err(|error| error.to_string())?,
+        None => options,
+    };
+    serve::etcd(options).map_err(|error| error.to_string())
 }
 
 fn run_serve(config: Option<PathBuf>, options: ServeOptions) -> Result<(), String> {

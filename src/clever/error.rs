@@ -5,8 +5,8 @@
 //!
 //! Statuses are those of `contracts/cke-models.md` 1.5. Two are our choice, for nothing public
 //! settles them: a refused quota is 402 (its `code` is what clients look at; 403 and 507 already mean
-//! a foreign owner and a pending load balancer, and a 5xx would be retried by the Go client), and a
-//! malformed identifier in a path is a 404 like any other unknown one.
+//! a foreign owner and a load balancer over the quota of addresses, and a 5xx would be retried by the Go
+//! client), and a malformed identifier in a path is a 404 like any other unknown one.
 
 use std::collections::BTreeMap;
 
@@ -56,6 +56,7 @@ pub enum ErrorContext {
 pub const CLUSTER: &str = "KubernetesCluster";
 pub const NODE_GROUP: &str = "KubernetesNodeGroup";
 pub const QUOTA: &str = "KubernetesQuotaReservation";
+pub const LOAD_BALANCER: &str = "LoadBalancer";
 
 pub const QUOTA_EXCEEDED: &str = "clever.core.quota-exceeded";
 
@@ -154,6 +155,21 @@ impl From<PlatformError> for ApiError {
                         resource_name: None,
                     },
                 )
+            }
+            PlatformError::IpQuotaExceeded { .. } => {
+                ApiError::new(StatusCode::INSUFFICIENT_STORAGE, QUOTA_EXCEEDED, message).about(
+                    ErrorContext::Operation {
+                        operation: "reserve",
+                        resource_type: LOAD_BALANCER,
+                        resource_name: None,
+                    },
+                )
+            }
+            PlatformError::LoadBalancerNotFound(id) => {
+                ApiError::not_found(message).about(ErrorContext::Resource {
+                    resource_type: LOAD_BALANCER,
+                    resource_name: bounded(id),
+                })
             }
             PlatformError::WrongState { .. } => ApiError::new(
                 StatusCode::PRECONDITION_FAILED,
@@ -300,6 +316,14 @@ mod tests {
             },
             "402 Payment Required clever.core.quota-exceeded: \
              Quota exceeded: RAM max: limit = 40.0 GB | actual = 48.0 GB",
+        );
+        check(
+            PlatformError::IpQuotaExceeded {
+                limit: 2,
+                actual: 4,
+            },
+            "507 Insufficient Storage clever.core.quota-exceeded: \
+             Quota exceeded: IP max: limit = 2 | actual = 4",
         );
         check(
             PlatformError::wrong_state("not ACTIVE"),

@@ -122,6 +122,8 @@ pub struct Seen {
     pub outdated: Option<(NodeGroupId, usize)>,
     /// Names of nodes in the cluster, of any group.
     pub taken_names: BTreeSet<String>,
+    /// How many load balancers of services have a record.
+    pub belongings: usize,
 }
 
 impl Seen {
@@ -502,7 +504,7 @@ fn delete(next: &mut Cluster, seen: &Seen, now: Timestamp, decision: &mut Decisi
         next.status = ClusterStatus::Deleting;
         return;
     }
-    let mut left = seen.node_groups;
+    let mut left = seen.node_groups + seen.belongings;
     for vm in &next.control_plane {
         match seen.vm(vm) {
             VmState::Absent => continue,

@@ -21,6 +21,8 @@ mod guest;
 mod id;
 mod identity;
 pub mod invariant;
+pub mod load_balancer;
+mod load_balancers;
 pub mod model;
 pub mod node_group;
 mod node_groups;
@@ -136,6 +138,31 @@ impl Platform {
 
     pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {
         Ok(self.store().ledger(owner).await?.value.quota())
+    }
+
+    /// Lets the owner hold so much. What it holds over that stays, and cannot grow.
+    pub async fn set_limits(&self, owner: &OwnerId, limits: quota::Limits) -> Result<Quota> {
+        self.change_limits(owner, |_| limits).await
+    }
+
+    /// As [`Platform::set_limits`], with limits that follow from those before.
+    pub async fn change_limits(
+        &self,
+        owner: &OwnerId,
+        change: impl Fn(quota::Limits) -> quota::Limits,
+    ) -> Result<Quota> {
+        let _serial = self.ledger_lock(owner).await;
+        for _ in 0..ATTEMPTS {
+            let mut ledger = self.store().ledger(owner).await?;
+            let limits = change(ledger.value.limits);
+            ledger.value.set_limits(limits);
+            let mut record = store::Change::new();
+            record.ledger(&ledger)?;
+            if self.store().commit(record).await? {
+                return Ok(ledger.value.quota());
+            }
+        }
+        Err(contention(owner))
     }
 
     /// What counts against the quota now, in the order of creation.

@@ -248,6 +248,11 @@ fn a_cluster_is_deleted_when_everything_of_it_is() {
         ..Seen::default()
     };
     assert_eq!(decide(&cluster, &groups_left, NOW).next, None);
+    let load_balancers_left = Seen {
+        belongings: 1,
+        ..Seen::default()
+    };
+    assert_eq!(decide(&cluster, &load_balancers_left, NOW).next, None);
     let decision = decide(&cluster, &Seen::default(), NOW);
     assert_eq!(
         decision.acts,

@@ -70,6 +70,7 @@ impl ClusterController {
         let round = drain::round(&self.context, &cluster.id, nodes.into_iter(), &vms).await;
         drains.extend(round);
         let groups = store::node_groups_of(&cluster.id);
+        let load_balancers = store::load_balancers_of(&cluster.id);
         Seen {
             vms,
             drains,
@@ -93,6 +94,11 @@ impl ClusterController {
                 .store
                 .view
                 .with(|records| reflector::under(records, &groups).count()),
+            belongings: self
+                .context
+                .store
+                .view
+                .with(|records| reflector::under(records, &load_balancers).count()),
         }
     }
 
@@ -292,6 +298,10 @@ impl Controller for ClusterController {
             Some(Record::Cluster(cluster)) => vec![store::cluster_key(&cluster.owner, &cluster.id)],
             Some(Record::NodeGroup(group)) => {
                 vec![store::cluster_key(&group.owner, &group.cluster)]
+            }
+            // The deletion of a cluster waits for its load balancers.
+            Some(Record::LoadBalancer(gone)) if change.new.is_none() => {
+                vec![store::cluster_key(&gone.owner, &gone.cluster)]
             }
             _ => Vec::new(),
         }

@@ -6,6 +6,7 @@
 mod autoscaler;
 mod cluster;
 mod drain;
+mod load_balancer;
 mod node_group;
 mod orphan;
 
@@ -60,6 +61,7 @@ fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
         Arc::new(cluster::ClusterController::new(context.clone())),
         Arc::new(node_group::NodeGroupController::new(context.clone())),
         Arc::new(autoscaler::AutoscalerController::new(context.clone())),
+        Arc::new(load_balancer::LoadBalancerController::new(context.clone())),
         Arc::new(orphan::OrphanController::new(context.clone())),
     ]
 }
