@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::infra::{Inventory, Requested, Vm};
@@ -21,7 +22,7 @@ use super::replacement::Replica;
 use super::store::{CloudOwner, Record};
 
 /// A rule that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Violation {
     /// Name of the rule.
@@ -55,7 +56,7 @@ impl Snapshot {
                 Record::LoadBalancer(load_balancer) => {
                     snapshot.load_balancers.push(load_balancer.clone());
                 }
-                Record::NodeName(_) => {}
+                Record::NodeName(_) | Record::Event(_) => {}
             }
         }
         snapshot

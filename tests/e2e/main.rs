@@ -31,6 +31,8 @@ mod money;
 mod options;
 mod readme;
 mod rejections;
+mod scenarios;
 mod sharing;
+mod simulation;
 mod topologies;
 mod transport;
