@@ -10,7 +10,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::vm::{Image, VmId};
+use super::site::Site;
+use super::vm::{Image, VmId, VmSpec};
 
 /// Per mille of the draws, and the seconds that they stay below.
 type Quantiles = &'static [(u32, u64)];
@@ -30,12 +31,28 @@ const CONTROL_PLANE: Quantiles = &[(0, 24), (500, 30), (950, 36), (1000, 45)];
 /// Deletion: about 40 s.
 const DELETION: Quantiles = &[(0, 34), (500, 40), (1000, 46)];
 
-pub(super) fn boot_time(seed: u64, id: &VmId, image: Image) -> Duration {
+/// Of the boot that follows `reboots` others, begun while the site is as it is.
+pub(super) fn time(seed: u64, spec: &VmSpec, reboots: u32, site: &Site) -> Duration {
+    let time = boot_time(seed, &spec.id, spec.image, reboots);
+    let millis = time.as_millis() * u128::from(site.boot_slowness()) / 100;
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+fn boot_time(seed: u64, id: &VmId, image: Image, reboots: u32) -> Duration {
     let quantiles = match image {
         Image::Worker => WORKER,
         Image::ControlPlane => CONTROL_PLANE,
     };
-    draw(quantiles, seed, "boot", id)
+    match reboots {
+        0 => draw(quantiles, seed, "boot", id),
+        again => draw(quantiles, seed, &format!("boot {again}"), id),
+    }
+}
+
+/// Whether the VM's boot fails, when `per_mille` of all do. One that fails at some rate fails at every
+/// higher one.
+pub(super) fn fails(seed: u64, id: &VmId, per_mille: u32) -> bool {
+    generator(seed, "boot failure", id).random_range(0..1000) < per_mille
 }
 
 pub(super) fn deletion_time(seed: u64, id: &VmId) -> Duration {
@@ -43,14 +60,20 @@ pub(super) fn deletion_time(seed: u64, id: &VmId) -> Duration {
 }
 
 fn draw(quantiles: Quantiles, seed: u64, what: &str, id: &VmId) -> Duration {
+    interpolate(
+        quantiles,
+        generator(seed, what, id).random_range(0..1_000_000),
+    )
+}
+
+fn generator(seed: u64, what: &str, id: &VmId) -> ChaCha8Rng {
     let digest = Sha256::new()
         .chain_update(seed.to_be_bytes())
         .chain_update(what)
         .chain_update([0])
         .chain_update(&id.0)
         .finalize();
-    let mut generator = ChaCha8Rng::from_seed(digest.into());
-    interpolate(quantiles, generator.random_range(0..1_000_000))
+    ChaCha8Rng::from_seed(digest.into())
 }
 
 /// `at` is in millionths.
@@ -91,16 +114,31 @@ mod tests {
 
     #[test]
     fn times_depend_on_seed_and_id_alone() {
-        let time = |seed, id: &str| boot_time(seed, &VmId::from(id), Image::Worker);
+        let time = |seed, id: &str| boot_time(seed, &VmId::from(id), Image::Worker, 0);
         assert_eq!(time(1, "a"), time(1, "a"));
         assert_ne!(time(1, "a"), time(2, "a"));
         assert_ne!(time(1, "a"), time(1, "b"));
     }
 
     #[test]
+    fn so_many_of_a_thousand_boots_fail_and_more_at_a_higher_rate() {
+        let failing = |per_mille| -> Vec<u32> {
+            (0..2000)
+                .filter(|n| fails(7, &VmId(format!("vm-{n}")), per_mille))
+                .collect()
+        };
+        assert!(failing(0).is_empty());
+        assert_eq!(failing(1000).len(), 2000);
+        let (some, more) = (failing(100), failing(300));
+        assert!((150..250).contains(&some.len()), "{}", some.len());
+        assert!((530..670).contains(&more.len()), "{}", more.len());
+        assert!(some.iter().all(|id| more.contains(id)));
+    }
+
+    #[test]
     fn the_median_worker_takes_about_45_seconds() {
         let mut times: Vec<u128> = (0..1001)
-            .map(|n| boot_time(0, &VmId(format!("vm-{n}")), Image::Worker).as_millis())
+            .map(|n| boot_time(0, &VmId(format!("vm-{n}")), Image::Worker, 0).as_millis())
             .collect();
         times.sort_unstable();
         assert!((43_000..47_000).contains(&times[500]), "{}", times[500]);

@@ -16,9 +16,13 @@ use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, put}
 use crate::leader::Term;
 
 use super::fleet::{self, Hypervisor, Room};
+use super::lifecycle;
 use super::record::{self, AddressLease, Inventory, Record};
-use super::reflector::{Observer, Reflector, Stored};
-use super::vm::{PendingVms, Vm, VmEvent, VmEventKind, VmId, VmSpec, VmWatch};
+use super::reflector::{Observer, Records, Reflector, Stored};
+use super::site::Site;
+use super::vm::{
+    Datacenter, Health, Load, PendingVms, Power, Vm, VmEvent, VmEventKind, VmId, VmSpec, VmWatch,
+};
 use super::work_queue::{WorkQueue, Workers};
 use super::{
     CloudConfig, CloudError, KEYSPACE, LoadBalancer, Network, NetworkKind, Observed, Requested,
@@ -29,6 +33,8 @@ use super::{
 const ATTEMPTS: usize = 32;
 /// How old the kept reading of the clock may grow while nothing happens, in simulated time.
 const READING_INTERVAL: Duration = Duration::from_secs(30);
+
+use agenda::Agenda;
 
 type Result<T> = std::result::Result<T, CloudError>;
 
@@ -53,7 +59,8 @@ struct Inner {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Task {
     Reading,
-    Vm(VmId),
+    /// Some of the VMs that something is to be done about: see [`Agenda`].
+    Vms,
 }
 
 impl Cloud {
@@ -86,18 +93,24 @@ impl Cloud {
     /// Starts the machinery: what the records say is to happen does, from now on.
     pub fn act(&self, term: &Term) -> Workers {
         let queue = WorkQueue::new(self.inner.clock.clone(), term.clone());
-        let changed = queue.clone();
+        let agenda: Arc<Mutex<Agenda>> = Arc::default();
+        let (changed, noted) = (queue.clone(), Arc::clone(&agenda));
         self.observe(Box::new(move |change| {
-            if let Some(Record::Vm(vm)) = change.new.map(Arc::as_ref) {
-                changed.push(Task::Vm(vm.spec.id.clone()));
+            if noted.lock().note(change) {
+                changed.push(Task::Vms);
             }
             !changed.is_closed()
         }));
         queue.push(Task::Reading);
         let cloud = self.clone();
         queue.start(move |task| {
-            let cloud = cloud.clone();
-            async move { cloud.work(task).await }
+            let (cloud, agenda) = (cloud.clone(), Arc::clone(&agenda));
+            async move {
+                match task {
+                    Task::Reading => cloud.keep_reading().await,
+                    Task::Vms => cloud.work_on_vms(&agenda).await,
+                }
+            }
         })
     }
 
@@ -138,6 +151,7 @@ impl Cloud {
                 ram_gb: spec.ram_gb,
             };
             let (mut hypervisor, seen) = self.choose_hypervisor(&spec, room)?;
+            let (site, site_seen) = self.stored_site(hypervisor.datacenter);
             let address = self
                 .inner
                 .records
@@ -159,16 +173,22 @@ impl Cloud {
                 requested: Requested::Running,
                 observed: Observed::Provisioning,
                 created_at: now,
-                boots_at: now.saturating_add(boot::boot_time(
-                    self.inner.seed,
-                    &spec.id,
-                    spec.image,
-                )),
+                boots_at: now.saturating_add(boot::time(self.inner.seed, &spec, 0, &site)),
+                boot_fails: boot::fails(self.inner.seed, &spec.id, site.boot.failure_per_mille),
+                reboots: 0,
+                site_losses: site.losses,
                 gone_at: None,
-                reachable: true,
-                health: super::vm::Health::Healthy,
-                load: super::vm::Load::default(),
                 metered_since: None,
+                power: Power::On,
+                wedged: false,
+                flapping: None,
+                disturbed_at: now,
+                reachable: false,
+                reachability_changed_at: now,
+                health: Health::Healthy,
+                load: Load::default(),
+                guest_load: Load::default(),
+                user_load: None,
                 spec: spec.clone(),
             };
             let lease = AddressLease {
@@ -178,6 +198,7 @@ impl Cloud {
             let compare = vec![
                 mod_revision_is(key.clone(), 0),
                 mod_revision_is(hypervisor_key.clone(), seen),
+                mod_revision_is(site_key(vm.datacenter), site_seen),
                 mod_revision_is(address_key(address), 0),
             ];
             let changes = vec![
@@ -202,7 +223,8 @@ impl Cloud {
                         _ => None,
                     },
                 );
-                let chosen = fleet::choose(fleet, spec.datacenter, room)?.clone();
+                let site = |datacenter| site_of(records, datacenter).0;
+                let chosen = fleet::choose(fleet, site, spec.datacenter, room)?.clone();
                 let stored = records.get(&hypervisor_key(&chosen.name))?;
                 Some((chosen, stored.mod_revision))
             })
@@ -222,6 +244,7 @@ impl Cloud {
             let mut vm = vm.clone();
             vm.requested = Requested::Deleted;
             vm.observed = Observed::Deleting;
+            vm.reachable = false;
             vm.gone_at = Some(now.saturating_add(boot::deletion_time(self.inner.seed, id)));
             Some(vm)
         })
@@ -264,6 +287,11 @@ impl Cloud {
             let Some(mut changed) = change(&vm, now) else {
                 return Ok(true);
             };
+            if changed.gone_at.is_none() {
+                // What the change does at once is seen at once.
+                let (site, _) = self.stored_site(vm.datacenter);
+                lifecycle::settle(&mut changed, &site, now, self.inner.seed);
+            }
             let compare = vec![mod_revision_is(key.clone(), revision)];
             let mut changes = Self::meter(&vm, &mut changed, now)?;
             changes.push(encode(&key, &changed)?);
@@ -308,7 +336,7 @@ impl Cloud {
             };
             if let Record::Vm(vm) = record.as_ref() {
                 pending.push(VmEvent {
-                    vm: Arc::new(vm.clone()),
+                    vm: Arc::clone(vm),
                     kind,
                     activity: clock.activity(),
                 });
@@ -482,6 +510,17 @@ impl Cloud {
         }))
     }
 
+    /// The state of a datacenter, and the faults that are set for it.
+    pub fn site(&self, datacenter: Datacenter) -> Site {
+        self.stored_site(datacenter).0
+    }
+
+    fn stored_site(&self, datacenter: Datacenter) -> (Site, i64) {
+        self.inner
+            .records
+            .with(|records| site_of(records, datacenter))
+    }
+
     fn vm(&self, id: &VmId) -> Option<Arc<Vm>> {
         as_vm(&self.inner.records.get(&vm_key(id))?)
     }
@@ -530,71 +569,17 @@ impl Cloud {
         Ok(())
     }
 
-    async fn work(&self, task: Task) -> Result<Option<Timestamp>> {
-        match task {
-            Task::Reading => {
-                self.save_reading().await?;
-                Ok(Some(
-                    self.inner.clock.now().saturating_add(READING_INTERVAL),
-                ))
-            }
-            Task::Vm(id) => self.work_on_vm(&id).await,
-        }
-    }
-
-    /// Brings a VM to where the clock says that it is. Returns when it moves next.
-    async fn work_on_vm(&self, id: &VmId) -> Result<Option<Timestamp>> {
-        let key = vm_key(id);
-        let Some((vm, revision)) = self.stored_vm(&key) else {
-            return Ok(None);
-        };
-        let now = self.inner.clock.now();
-        let compare = vec![mod_revision_is(key.clone(), revision)];
-        match (vm.observed, vm.gone_at) {
-            (_, Some(gone_at)) if gone_at <= now => {
-                self.remove_vm(&key, &vm, compare).await?;
-                Ok(None)
-            }
-            (_, Some(gone_at)) => Ok(Some(gone_at)),
-            (Observed::Provisioning, None) if vm.boots_at <= now => {
-                let mut running = Vm::clone(&vm);
-                // The record's deadline, not the reading at which somebody looked.
-                running.observed = Observed::Running { since: vm.boots_at };
-                let mut changes = Self::meter(&vm, &mut running, now)?;
-                changes.push(encode(&key, &running)?);
-                self.commit(compare, changes).await?;
-                Ok(None)
-            }
-            (Observed::Provisioning, None) => Ok(Some(vm.boots_at)),
-            _ => Ok(None),
-        }
-    }
-
-    /// Removes the VM with all that it holds, at once. If somebody's change comes first, the change
-    /// brings the VM back here.
-    async fn remove_vm(&self, key: &str, vm: &Vm, mut compare: Vec<Compare>) -> Result<()> {
-        let _serial = self.inner.allocating.lock().await;
-        let mut changes = vec![delete(key.to_owned()), delete(address_key(vm.address))];
-        let hypervisor_key = hypervisor_key(&vm.hypervisor);
-        if let Some(stored) = self.inner.records.get(&hypervisor_key)
-            && let Record::Hypervisor(hypervisor) = stored.record.as_ref()
-        {
-            let mut hypervisor = hypervisor.clone();
-            hypervisor.placed.remove(&vm.spec.id);
-            compare.push(mod_revision_is(hypervisor_key.clone(), stored.mod_revision));
-            changes.push(encode(&hypervisor_key, &hypervisor)?);
-        }
-        if self.commit(compare, changes).await? {
-            Ok(())
-        } else {
-            Err(CloudError::Contention(key.to_owned()))
-        }
+    async fn keep_reading(&self) -> Result<Option<Timestamp>> {
+        self.save_reading().await?;
+        Ok(Some(
+            self.inner.clock.now().saturating_add(READING_INTERVAL),
+        ))
     }
 }
 
 fn as_vm(stored: &Stored<Record>) -> Option<Arc<Vm>> {
     match stored.record.as_ref() {
-        Record::Vm(vm) => Some(Arc::new(vm.clone())),
+        Record::Vm(vm) => Some(Arc::clone(vm)),
         _ => None,
     }
 }
@@ -624,6 +609,19 @@ fn vm_key(id: &VmId) -> String {
     format!("{}{id}", record::VM)
 }
 
+fn site_key(datacenter: Datacenter) -> String {
+    format!("{}{datacenter}", record::SITE)
+}
+
+/// The site, and the revision of its record: 0 while it has none.
+fn site_of(records: &Records<Record>, datacenter: Datacenter) -> (Site, i64) {
+    let stored = records.get(&site_key(datacenter));
+    match stored.map(|stored| (stored.record.as_ref(), stored.mod_revision)) {
+        Some((Record::Site(_, site), revision)) => (*site, revision),
+        _ => (Site::default(), 0),
+    }
+}
+
 fn hypervisor_key(name: &str) -> String {
     format!("{}{name}", record::HYPERVISOR)
 }
@@ -632,7 +630,10 @@ fn address_key(address: Ipv4Addr) -> String {
     format!("{}{address}", record::ADDRESS)
 }
 
+mod agenda;
+mod faults;
 mod metering;
+mod vm_work;
 
 #[cfg(test)]
 mod tests;

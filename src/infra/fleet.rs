@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::site::Site;
 use super::vm::{Datacenter, VmId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,14 +25,13 @@ pub struct Hypervisor {
 }
 
 impl Hypervisor {
-    pub fn free(&self) -> Room {
+    /// What is left of the part that the site lets VMs use.
+    pub fn free(&self, site: &Site) -> Room {
         let used = |of: fn(&Room) -> u32| self.placed.values().map(of).fold(0, u32::saturating_add);
+        let usable = site.usable(self.capacity);
         Room {
-            vcpus: self.capacity.vcpus.saturating_sub(used(|room| room.vcpus)),
-            ram_gb: self
-                .capacity
-                .ram_gb
-                .saturating_sub(used(|room| room.ram_gb)),
+            vcpus: usable.vcpus.saturating_sub(used(|room| room.vcpus)),
+            ram_gb: usable.ram_gb.saturating_sub(used(|room| room.ram_gb)),
         }
     }
 }
@@ -39,12 +39,13 @@ impl Hypervisor {
 /// The hypervisor with most room among those where `room` fits; the first by name among equals.
 pub fn choose<'a>(
     fleet: impl Iterator<Item = &'a Hypervisor>,
+    site: impl Fn(Datacenter) -> Site,
     datacenter: Option<Datacenter>,
     room: Room,
 ) -> Option<&'a Hypervisor> {
     fleet
         .filter(|candidate| datacenter.is_none_or(|wanted| candidate.datacenter == wanted))
-        .map(|candidate| (candidate, candidate.free()))
+        .map(|candidate| (candidate, candidate.free(&site(candidate.datacenter))))
         .filter(|(_, free)| free.vcpus >= room.vcpus && free.ram_gb >= room.ram_gb)
         .max_by(|(a, a_free), (b, b_free)| {
             (a_free.vcpus, a_free.ram_gb, &b.name).cmp(&(b_free.vcpus, b_free.ram_gb, &a.name))
@@ -82,7 +83,8 @@ mod tests {
         );
         let mut check = |datacenter, vcpus, ram_gb, expect: Option<&str>| {
             let room = Room { vcpus, ram_gb };
-            let chosen = choose(fleet.iter(), datacenter, room).map(|h| h.name.clone());
+            let chosen =
+                choose(fleet.iter(), |_| Site::default(), datacenter, room).map(|h| h.name.clone());
             assert_eq!(chosen.as_deref(), expect);
             if let Some(hypervisor) = fleet.iter_mut().find(|h| Some(&h.name) == chosen.as_ref()) {
                 let id = VmId(format!("vm-{}", hypervisor.placed.len()));

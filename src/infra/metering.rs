@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 
-use super::vm::{Observed, Requested, Vm};
+use super::vm::{Health, Observed, Requested, Vm};
 
 /// Closed intervals, by owner, start and resource.
 pub const INTERVAL: &str = "/metering/interval/";
@@ -141,7 +141,7 @@ impl Interval {
 impl Vm {
     /// Whether the VM is on the meter.
     pub fn is_metered(&self) -> bool {
-        self.requested == Requested::Running && matches!(self.observed, Observed::Running { .. })
+        self.requested == Requested::Running && self.is_running() && self.is_healthy()
     }
 }
 
@@ -160,7 +160,11 @@ pub(super) fn follow(before: &Vm, after: &mut Vm, now: Timestamp) -> Option<Inte
         }
         (Some(started_at), false) => {
             after.metered_since = None;
-            let ended_at = now;
+            // So is the probe that failed once too often.
+            let ended_at = match (after.requested, after.health) {
+                (Requested::Running, Health::Unhealthy { since }) => since,
+                _ => now,
+            };
             (started_at < ended_at).then(|| Interval {
                 resource: after.spec.id.0.clone(),
                 owner: after.spec.owner.clone(),

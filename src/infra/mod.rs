@@ -12,9 +12,11 @@ pub mod address_pool;
 mod boot;
 mod clock_reading;
 pub mod fleet;
+mod lifecycle;
 pub mod metering;
 pub mod record;
 pub mod reflector;
+pub mod site;
 pub mod vm;
 pub mod work_queue;
 
@@ -32,9 +34,10 @@ use crate::etcd::client::{ClientError, SharedKeyspaces};
 pub use clock_reading::{last_reading, save as save_reading, stamp};
 pub use cloud::Cloud;
 pub use record::Inventory;
+pub use site::{BootFault, BootScope, CapacityFault, DatacenterState, Site};
 pub use vm::{
-    Datacenter, Health, Image, Load, Observed, Requested, Vm, VmEvent, VmEventKind, VmId, VmSpec,
-    VmWatch,
+    Datacenter, Flapping, Health, Image, Load, Observed, Power, Requested, Vm, VmEvent,
+    VmEventKind, VmId, VmSpec, VmWatch,
 };
 
 /// Name of the keyspace that holds everything of this layer.
@@ -60,6 +63,13 @@ pub enum CloudError {
     /// The id is taken by a VM that is being deleted, or by one of another shape.
     #[error("VM {0} exists and is not what is asked for")]
     VmConflict(VmId),
+    #[error("{what} must be {least} to {most}, and is {given}")]
+    OutOfRange {
+        what: &'static str,
+        least: u64,
+        most: u64,
+        given: u64,
+    },
     #[error("too many changes at once to {0}")]
     Contention(String),
     #[error(transparent)]

@@ -3,6 +3,7 @@
 //! | key | value |
 //! |---|---|
 //! | `/vm/<id>` | [`Vm`] |
+//! | `/site/<datacenter>` | [`Site`]; none while nothing ever happened to it |
 //! | `/hypervisor/<name>` | [`Hypervisor`] |
 //! | `/address/<ipv4>` | [`AddressLease`] |
 //! | `/load-balancer/<id>` | [`LoadBalancer`] |
@@ -13,16 +14,19 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fleet::Hypervisor;
 use super::metering::{INTERVAL, Interval};
-use super::vm::Vm;
+use super::site::Site;
+use super::vm::{Datacenter, Vm};
 use super::{LoadBalancer, Network};
 
 pub const VM: &str = "/vm/";
+pub const SITE: &str = "/site/";
 pub const HYPERVISOR: &str = "/hypervisor/";
 pub const ADDRESS: &str = "/address/";
 pub const LOAD_BALANCER: &str = "/load-balancer/";
@@ -36,7 +40,8 @@ pub struct AddressLease {
 
 #[derive(Clone, Debug)]
 pub enum Record {
-    Vm(Vm),
+    Vm(Arc<Vm>),
+    Site(Datacenter, Site),
     Hypervisor(Hypervisor),
     Address(AddressLease),
     LoadBalancer(LoadBalancer),
@@ -52,7 +57,8 @@ impl Record {
             serde_json::to_value(record).unwrap_or_default()
         }
         match self {
-            Record::Vm(record) => of(record),
+            Record::Vm(record) => of(record.as_ref()),
+            Record::Site(_, record) => of(record),
             Record::Hypervisor(record) => of(record),
             Record::Address(record) => of(record),
             Record::LoadBalancer(record) => of(record),
@@ -77,7 +83,10 @@ pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
         }
     }
     if key.starts_with(VM) {
-        read(key, value, Record::Vm)
+        read(key, value, |vm| Record::Vm(Arc::new(vm)))
+    } else if let Some(name) = key.strip_prefix(SITE) {
+        let datacenter = Datacenter::from_name(name)?;
+        read(key, value, |site| Record::Site(datacenter, site))
     } else if key.starts_with(HYPERVISOR) {
         read(key, value, Record::Hypervisor)
     } else if key.starts_with(ADDRESS) {
@@ -97,6 +106,7 @@ pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     pub vms: Vec<Vm>,
+    pub sites: BTreeMap<Datacenter, Site>,
     pub hypervisors: Vec<Hypervisor>,
     pub addresses: BTreeMap<Ipv4Addr, AddressLease>,
     pub load_balancers: Vec<LoadBalancer>,
@@ -106,7 +116,10 @@ pub struct Inventory {
 impl Inventory {
     pub(super) fn insert(&mut self, key: &str, record: &Record) {
         match record {
-            Record::Vm(vm) => self.vms.push(vm.clone()),
+            Record::Vm(vm) => self.vms.push(Vm::clone(vm)),
+            Record::Site(datacenter, site) => {
+                self.sites.insert(*datacenter, *site);
+            }
             Record::Hypervisor(hypervisor) => self.hypervisors.push(hypervisor.clone()),
             Record::Address(lease) => {
                 if let Ok(address) = key[ADDRESS.len()..].parse() {

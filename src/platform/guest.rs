@@ -127,6 +127,7 @@ pub fn control_plane_vm(cluster: &Cluster, vm: &ControlPlaneVm) -> VmSpec {
         image: Image::ControlPlane,
         vcpus: size.vcpus,
         ram_gb: size.ram_gb,
+        network_group: Some(cluster.network_group_id.clone()),
         guest: Guest::of_control_plane(cluster, vm).to_value(),
     }
 }
@@ -142,6 +143,7 @@ pub fn node_vm(cluster: &Cluster, group: &NodeGroup, node: &Node) -> VmSpec {
         image: Image::Worker,
         vcpus: size.vcpus,
         ram_gb: size.ram_gb,
+        network_group: Some(cluster.network_group_id.clone()),
         guest: Guest::of_node(cluster, group, node).to_value(),
     }
 }

@@ -161,7 +161,7 @@ impl Cloud {
                         Open::Closed(interval.clone())
                     }
                     Record::Vm(vm) if vm.spec.owner == owner => match under_way(vm, until) {
-                        Some(interval) => Open::Running(Arc::new(vm.clone()), interval),
+                        Some(interval) => Open::Running(Arc::clone(vm), interval),
                         None => continue,
                     },
                     _ => continue,

@@ -31,6 +31,7 @@ fn spec(id: &str) -> VmSpec {
         image: Image::Worker,
         vcpus: 4,
         ram_gb: 4,
+        network_group: None,
         guest: serde_json::json!({"a": 1}),
     }
 }

@@ -113,6 +113,6 @@ fn owner_of(record: &Arc<infra::record::Record>) -> Option<CloudOwner> {
         Record::Vm(vm) => CloudOwner::parse(&vm.spec.owner),
         Record::LoadBalancer(load_balancer) => CloudOwner::parse(&load_balancer.owner),
         Record::Network(network) => CloudOwner::parse(&network.owner),
-        Record::Hypervisor(_) | Record::Address(_) | Record::Interval(_) => None,
+        Record::Site(..) | Record::Hypervisor(_) | Record::Address(_) | Record::Interval(_) => None,
     }
 }
