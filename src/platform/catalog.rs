@@ -130,6 +130,12 @@ pub fn version_order(version: &str) -> Option<usize> {
         .position(|known| *known == version)
 }
 
+/// The version at a place in time: see [`version_order`].
+pub fn known_version(order: usize) -> Option<&'static str> {
+    let mut known = UNSUPPORTED_VERSIONS.iter().chain(&AVAILABLE_VERSIONS);
+    known.nth(order).copied()
+}
+
 /// Version as nodes report it, such as `v1.36.0`.
 pub fn kubelet_version(version: &str) -> String {
     format!("v{version}.0")

@@ -13,16 +13,17 @@
 //! until the record says that the step is over: so it must be idempotent, and a kill at any instant costs
 //! a repetition at most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::kubernetes::ControlPlane;
+use crate::kubernetes::{ControlPlane, Drain};
 
+use super::control_plane::{self, Upkeep};
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
-use super::model::{Cluster, ClusterStatus, Component, ControlPlaneVm, LoadBalancer};
+use super::model::{Cluster, ClusterStatus, ControlPlaneVm, LoadBalancer, NodeGroupId};
 use super::vm_state::VmState;
 
 /// What is going on with a cluster.
@@ -36,6 +37,10 @@ pub struct Operation {
     pub started_at: Timestamp,
     /// The step is not over before this.
     pub due: Timestamp,
+    /// The group whose nodes are being replaced.
+    pub node_group: Option<NodeGroupId>,
+    /// How many nodes are left to be replaced.
+    pub outdated_nodes: usize,
 }
 
 impl Operation {
@@ -46,19 +51,22 @@ impl Operation {
             step: None,
             started_at: now,
             due: now.saturating_add(ACCEPT),
+            node_group: None,
+            outdated_nodes: 0,
         }
     }
 }
 
 /// How long a `TO_*` status lasts.
 const ACCEPT: Duration = Duration::from_secs(1);
+/// How old a control plane's certificates get, a quarter of their life.
+const ROTATE_EVERY: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A step that takes longer has failed.
 const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// The shortest that a step takes. With the boot of the VMs a creation takes about a minute in all.
 fn duration(kind: OperationKind, step: Step) -> Duration {
     Duration::from_secs(match (kind, step) {
-        (OperationKind::Upgrade | OperationKind::Redeploy, Step::ControlPlaneBundle) => 25,
         (_, Step::NetworkGroup) => 3,
         (_, Step::LoadBalancerNetwork) => 2,
         (_, Step::MateriaLogicalDb) => 4,
@@ -68,6 +76,7 @@ fn duration(kind: OperationKind, step: Step) -> Duration {
         (_, Step::LoadBalancer) => 6,
         (_, Step::Plugin) => 8,
         (_, Step::PluginReconcile) => 3,
+        (_, Step::NodeGroup) => 0,
     })
 }
 
@@ -87,7 +96,9 @@ fn steps(kind: OperationKind, cluster: &Cluster) -> Vec<Step> {
         .chain(storage)
         .chain([Step::LoadBalancer, Step::Plugin])
         .collect(),
-        OperationKind::Upgrade => vec![Step::ControlPlaneBundle, Step::Plugin],
+        OperationKind::Upgrade => {
+            vec![Step::ControlPlaneBundle, Step::Plugin, Step::NodeGroup]
+        }
         OperationKind::Redeploy => vec![Step::ControlPlaneBundle, Step::PluginReconcile],
         OperationKind::Reconcile => storage.into_iter().chain([Step::PluginReconcile]).collect(),
         _ => Vec::new(),
@@ -99,11 +110,18 @@ fn steps(kind: OperationKind, cluster: &Cluster) -> Vec<Step> {
 pub struct Seen {
     /// By id; one that is not there is not in here.
     pub vms: BTreeMap<String, VmState>,
+    /// Outcome of this round's evictions, by the id of the VM.
+    pub drains: BTreeMap<String, Drain>,
     pub network_group: bool,
     pub load_balancer_network: bool,
     pub load_balancer: Option<LoadBalancer>,
     /// How many node groups have a record.
     pub node_groups: usize,
+    /// The first of them, in the order of ids, with nodes of another version than the control plane's, and
+    /// how many such nodes there are in all.
+    pub outdated: Option<(NodeGroupId, usize)>,
+    /// Names of nodes in the cluster, of any group.
+    pub taken_names: BTreeSet<String>,
     /// How many load balancers of services have a record.
     pub belongings: usize,
 }
@@ -122,9 +140,8 @@ pub enum Act {
     ProvisionKubernetes,
     SetKubernetesVersion(String),
     CreateVm(ControlPlaneVm),
-    /// What runs inside the VM is not of the version that the cluster runs.
-    UpdateGuest(ControlPlaneVm),
     CreateLoadBalancer,
+    RotateCertificates,
     DeleteVm(String),
     DeleteKubernetes,
     DeleteLoadBalancer,
@@ -141,116 +158,196 @@ pub struct Decision {
     pub wake: Option<Timestamp>,
     /// What the cluster's Kubernetes API should be told; `None` while it is not registered.
     pub control_plane: Option<ControlPlane>,
+    /// Told once the change of the record is made.
+    pub notices: Vec<Notice>,
+}
+
+impl Decision {
+    fn wake_by(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+/// Something that the cluster's users are told of by a Kubernetes event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub warning: bool,
+    pub reason: &'static str,
+    pub message: String,
 }
 
 /// What to do about `cluster` now.
 pub fn decide(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
-    let mut decision = match cluster.status {
-        ClusterStatus::Deleted => Decision::default(),
-        ClusterStatus::ToDelete | ClusterStatus::Deleting => delete(cluster, seen, now),
-        ClusterStatus::Active | ClusterStatus::Failed => Decision::default(),
-        _ => operate(cluster, seen, now),
-    };
-    if !cluster.is_going() && cluster.deployed_step >= Some(Step::ControlPlaneBundle) {
-        keep_control_plane(cluster, seen, &mut decision);
+    let mut decision = Decision::default();
+    let mut next = cluster.clone();
+    let upkeep = keep_control_plane(&mut next, seen, now, &mut decision);
+    match cluster.status {
+        ClusterStatus::Deleted | ClusterStatus::Failed => {}
+        ClusterStatus::Active => rotate_certificates(&mut next, &upkeep, now, &mut decision),
+        ClusterStatus::ToDelete | ClusterStatus::Deleting => {
+            delete(&mut next, seen, now, &mut decision);
+        }
+        _ => operate(cluster, &mut next, seen, &upkeep, now, &mut decision),
     }
-    decision.control_plane = control_plane(cluster, seen);
+    if next != *cluster {
+        decision.next = Some(next);
+    }
+    decision.control_plane = working(cluster, seen);
     decision
 }
 
-/// Who works: the instances of components whose VM runs.
-fn control_plane(cluster: &Cluster, seen: &Seen) -> Option<ControlPlane> {
+/// Makes the control plane's certificates anew long before they end, while nothing else is going on.
+fn rotate_certificates(
+    next: &mut Cluster,
+    upkeep: &Upkeep,
+    now: Timestamp,
+    decision: &mut Decision,
+) {
+    let due = next.certificates_rotated_at.saturating_add(ROTATE_EVERY);
+    if now < due {
+        decision.wake_by(due);
+    } else if upkeep.at_rest {
+        decision.acts.push(Act::RotateCertificates);
+        next.certificates_rotated_at = now;
+        decision.notices.push(Notice {
+            warning: false,
+            reason: "CertificatesRotated",
+            message: String::from("the control plane's certificates were made anew"),
+        });
+    }
+}
+
+/// Who works: the instances of components whose VM is healthy and answers.
+fn working(cluster: &Cluster, seen: &Seen) -> Option<ControlPlane> {
     let registered = cluster.deployed_step >= Some(Step::MateriaLogicalDb);
     if !registered || cluster.status == ClusterStatus::Deleted {
         return None;
     }
-    let mut working = ControlPlane::default();
     if cluster.is_going() {
-        return Some(working);
+        return Some(ControlPlane::default());
     }
-    for vm in &cluster.control_plane {
-        if !seen.vm(vm).is_running() {
-            continue;
-        }
-        for component in &vm.components {
-            let instances = match component {
-                Component::Apiserver => &mut working.apiserver,
-                Component::ControllerManager => &mut working.controller_manager,
-                Component::Scheduler => &mut working.scheduler,
-                Component::NodeGroupOperator => &mut working.node_group_operator,
-                Component::CloudControllerManager => &mut working.cloud_controller_manager,
-            };
-            instances.push(vm.name.clone());
-        }
-    }
-    Some(working)
+    Some(control_plane::working(cluster, &seen.vms))
 }
 
-/// Once deployed, VMs that are missing are made again, and what runs inside follows the version.
-fn keep_control_plane(cluster: &Cluster, seen: &Seen, decision: &mut Decision) {
-    for vm in &cluster.control_plane {
-        match seen.vm(vm) {
-            VmState::Absent => decision.acts.push(Act::CreateVm(vm.clone())),
-            state if state.is_outdated() => decision.acts.push(Act::UpdateGuest(vm.clone())),
-            _ => {}
-        }
-    }
+/// Whether the control plane's VMs are being made for the first time, or all anew.
+fn is_at(cluster: &Cluster, step: Step) -> bool {
+    let operation = cluster.operation.as_ref();
+    operation.is_some_and(|operation| operation.step == Some(step))
 }
 
-fn operate(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
+/// From when they are first asked for, VMs that are missing or failed are replaced, in any status but on
+/// the way out.
+fn keep_control_plane(
+    next: &mut Cluster,
+    seen: &Seen,
+    now: Timestamp,
+    decision: &mut Decision,
+) -> Upkeep {
+    let deploys = is_at(next, Step::ControlPlaneBundle);
+    let deployed = next.deployed_step >= Some(Step::ControlPlaneBundle);
+    if next.is_going() || !(deployed || deploys) {
+        return Upkeep::default();
+    }
+    let kind = next.operation.as_ref().map(|operation| operation.kind);
+    let version = match kind {
+        Some(OperationKind::Upgrade) if deploys => next.version.clone(),
+        _ => next.running_version.clone(),
+    };
+    let view = control_plane::View {
+        now,
+        vms: &seen.vms,
+        drains: &seen.drains,
+        taken_names: &seen.taken_names,
+        rolls: deploys && next.status != ClusterStatus::Failed,
+        version: &version,
+    };
+    let upkeep = control_plane::keep(next, &view);
+    decision
+        .acts
+        .extend(upkeep.create.iter().cloned().map(Act::CreateVm));
+    decision
+        .acts
+        .extend(upkeep.delete.iter().cloned().map(Act::DeleteVm));
+    if let Some(at) = upkeep.wake {
+        decision.wake_by(at);
+    }
+    // What is not part of an operation is one of its own: the product has no other name for it.
+    let kind = kind.filter(|_| deploys).unwrap_or(OperationKind::Redeploy);
+    for (news, bad) in &upkeep.news {
+        let status = match bad {
+            true => EventStatus::Failed,
+            false => EventStatus::Completed,
+        };
+        let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), status);
+        decision.events.push(event.because(news.clone()));
+        decision.notices.push(Notice {
+            warning: *bad,
+            reason: "ControlPlaneVM",
+            message: news.clone(),
+        });
+    }
+    upkeep
+}
+
+fn operate(
+    cluster: &Cluster,
+    next: &mut Cluster,
+    seen: &Seen,
+    upkeep: &Upkeep,
+    now: Timestamp,
+    decision: &mut Decision,
+) {
     let Some(operation) = &cluster.operation else {
         // Only a record written by other hands has a transitional status and no operation.
-        let mut next = cluster.clone();
         next.status = ClusterStatus::Failed;
-        return Decision {
-            next: Some(next),
-            ..Decision::default()
-        };
+        return;
     };
-    let mut decision = Decision::default();
     let Some(step) = operation.step else {
         if now < operation.due {
-            decision.wake = Some(operation.due);
-            return decision;
+            decision.wake_by(operation.due);
+            return;
         }
-        let mut next = cluster.clone();
         next.status = match operation.kind {
             OperationKind::Upgrade => ClusterStatus::Updating,
             OperationKind::Redeploy => ClusterStatus::Redeploying,
             OperationKind::Reconcile => ClusterStatus::Reconciling,
             _ => ClusterStatus::Deploying,
         };
-        go_on(&mut next, operation.kind, None, now, &mut decision.events);
-        decision.next = Some(next);
-        return decision;
+        if operation.kind == OperationKind::Redeploy {
+            next.generation += 1;
+        }
+        go_on(next, operation.kind, None, now, &mut decision.events);
+        return;
     };
     if operation.started_at.until(now) > STEP_LIMIT {
-        let mut next = cluster.clone();
         next.status = ClusterStatus::Failed;
         let detail = format!("the step took longer than {} s", STEP_LIMIT.as_secs());
         for step in [Some(step), None] {
             let event = DeploymentEvent::new(now, operation.kind, step, EventStatus::Failed);
             decision.events.push(event.because(detail.clone()));
         }
-        decision.next = Some(next);
-        return decision;
+        return;
     }
-    let done = start_step(cluster, seen, operation.kind, step, &mut decision.acts);
+    let done = start_step(cluster, seen, upkeep, step, &mut decision.acts);
     if now < operation.due {
-        decision.wake = Some(operation.due);
-        return decision;
+        decision.wake_by(operation.due);
+        return;
     }
     if !done {
-        // What the step waits for brings the cluster back here; but a step must not wait for ever.
-        decision.wake = Some(
-            operation
-                .started_at
-                .saturating_add(STEP_LIMIT + Duration::from_millis(1)),
-        );
-        return decision;
+        follow_rolling(next, seen, upkeep, step, now, &mut decision.events);
+        // What the step waits for brings the cluster back here; but a step must not wait for ever: one
+        // that rolls VMs has its time for each of them.
+        let started = next
+            .operation
+            .as_ref()
+            .map_or(now, |going| going.started_at);
+        decision.wake_by(started.saturating_add(STEP_LIMIT + Duration::from_millis(1)));
+        return;
     }
-    let mut next = cluster.clone();
-    end_step(&mut next, seen, operation.kind, step, &mut decision.acts);
+    if step == Step::NodeGroup {
+        follow_rolling(next, seen, upkeep, step, now, &mut decision.events);
+    }
+    end_step(next, seen, operation.kind, step, &mut decision.acts);
     decision.events.push(DeploymentEvent::new(
         now,
         operation.kind,
@@ -261,7 +358,7 @@ fn operate(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
     let following = before.iter().skip_while(|other| **other != step).nth(1);
     match following {
         Some(_) => go_on(
-            &mut next,
+            next,
             operation.kind,
             following.copied(),
             now,
@@ -278,8 +375,47 @@ fn operate(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
             ));
         }
     }
-    decision.next = Some(next);
-    decision
+}
+
+/// Gives a step that replaces VMs its time anew for each of them, and says which group's turn it is.
+fn follow_rolling(
+    next: &mut Cluster,
+    seen: &Seen,
+    upkeep: &Upkeep,
+    step: Step,
+    now: Timestamp,
+    events: &mut Vec<DeploymentEvent>,
+) {
+    let target = next.running_version.clone();
+    let Some(operation) = next.operation.as_mut() else {
+        return;
+    };
+    if upkeep.progress && step == Step::ControlPlaneBundle {
+        operation.started_at = now;
+    }
+    if step != Step::NodeGroup {
+        return;
+    }
+    let (group, left) = match &seen.outdated {
+        Some((group, left)) => (Some(group.clone()), *left),
+        None => (None, 0),
+    };
+    if operation.outdated_nodes != left {
+        operation.outdated_nodes = left;
+        operation.started_at = now;
+    }
+    if operation.node_group == group {
+        return;
+    }
+    let event = |id: &NodeGroupId, status| {
+        DeploymentEvent::new(now, OperationKind::NodeGroupRedeploy, None, status)
+            .of_node_group(id)
+            .because(format!("to {target}"))
+    };
+    let before = std::mem::replace(&mut operation.node_group, group);
+    events.extend(before.iter().map(|id| event(id, EventStatus::Completed)));
+    let now_on = operation.node_group.iter();
+    events.extend(now_on.map(|id| event(id, EventStatus::Started)));
 }
 
 /// Begins `step`, or the operation's first.
@@ -304,6 +440,8 @@ fn go_on(
         step: Some(step),
         started_at: now,
         due: now.saturating_add(duration(kind, step)),
+        node_group: None,
+        outdated_nodes: 0,
     });
 }
 
@@ -311,7 +449,7 @@ fn go_on(
 fn start_step(
     cluster: &Cluster,
     seen: &Seen,
-    kind: OperationKind,
+    upkeep: &Upkeep,
     step: Step,
     acts: &mut Vec<Act>,
 ) -> bool {
@@ -321,21 +459,14 @@ fn start_step(
         }
         there
     };
-    match (kind, step) {
-        (_, Step::NetworkGroup) => ask(seen.network_group, Act::CreateNetworkGroup),
-        (_, Step::LoadBalancerNetwork) => {
+    match step {
+        Step::NetworkGroup => ask(seen.network_group, Act::CreateNetworkGroup),
+        Step::LoadBalancerNetwork => {
             ask(seen.load_balancer_network, Act::CreateLoadBalancerNetwork)
         }
-        (_, Step::LoadBalancer) => ask(seen.load_balancer.is_some(), Act::CreateLoadBalancer),
-        (OperationKind::Create, Step::ControlPlaneBundle) => {
-            for vm in &cluster.control_plane {
-                ask(seen.vm(vm) != VmState::Absent, Act::CreateVm(vm.clone()));
-            }
-            cluster
-                .control_plane
-                .iter()
-                .all(|vm| seen.vm(vm).is_running())
-        }
+        Step::LoadBalancer => ask(seen.load_balancer.is_some(), Act::CreateLoadBalancer),
+        Step::ControlPlaneBundle => upkeep.at_rest,
+        Step::NodeGroup => seen.outdated.is_none() && cluster.running_version == cluster.version,
         _ => true,
     }
 }
@@ -363,21 +494,18 @@ fn end_step(next: &mut Cluster, seen: &Seen, kind: OperationKind, step: Step, ac
     }
 }
 
-fn delete(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
-    let mut decision = Decision::default();
-    if cluster.status == ClusterStatus::ToDelete {
-        let due = cluster.operation.as_ref().map_or(now, |going| going.due);
+fn delete(next: &mut Cluster, seen: &Seen, now: Timestamp, decision: &mut Decision) {
+    if next.status == ClusterStatus::ToDelete {
+        let due = next.operation.as_ref().map_or(now, |going| going.due);
         if now < due {
-            decision.wake = Some(due);
-            return decision;
+            decision.wake_by(due);
+            return;
         }
-        let mut next = cluster.clone();
         next.status = ClusterStatus::Deleting;
-        decision.next = Some(next);
-        return decision;
+        return;
     }
     let mut left = seen.node_groups + seen.belongings;
-    for vm in &cluster.control_plane {
+    for vm in &next.control_plane {
         match seen.vm(vm) {
             VmState::Absent => continue,
             VmState::Deleting => {}
@@ -386,14 +514,13 @@ fn delete(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
         left += 1;
     }
     if left > 0 {
-        return decision;
+        return;
     }
     decision.acts.extend([
         Act::DeleteKubernetes,
         Act::DeleteLoadBalancer,
         Act::DeleteNetworks,
     ]);
-    let mut next = cluster.clone();
     next.status = ClusterStatus::Deleted;
     next.operation = None;
     next.control_plane.clear();
@@ -405,8 +532,6 @@ fn delete(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
         None,
         EventStatus::Completed,
     ));
-    decision.next = Some(next);
-    decision
 }
 
 #[cfg(test)]

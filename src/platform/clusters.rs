@@ -1,6 +1,6 @@
 //! What can be asked of clusters.
 
-use super::catalog::{AVAILABLE_VERSIONS, version_order};
+use super::catalog::{AVAILABLE_VERSIONS, known_version, version_order};
 use super::cluster::Operation;
 use super::creation;
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
@@ -304,6 +304,18 @@ impl Platform {
         self.change_cluster(owner, id, |cluster, now| {
             if version_order(&target) < version_order(&cluster.version) {
                 let reason = format!("the cluster is at {}: it cannot go back", cluster.version);
+                return Err(PlatformError::invalid("targetVersion", &target, reason));
+            }
+            // Kubernetes' components may be one minor version apart, not two.
+            let steps = version_order(&target).zip(version_order(&cluster.version));
+            if let Some((to, from)) = steps
+                && to > from + 1
+                && let Some(first) = known_version(from + 1)
+            {
+                let reason = format!(
+                    "the cluster is at {}: no version can be skipped, update to {first} first",
+                    cluster.version
+                );
                 return Err(PlatformError::invalid("targetVersion", &target, reason));
             }
             must_be_active(cluster, "update")?;

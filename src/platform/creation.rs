@@ -2,19 +2,18 @@
 
 use crate::clock::Timestamp;
 
+use super::autoscaler::Scaling;
 use super::catalog::LOCATION;
 use super::cluster::Operation;
 use super::deployment_event::OperationKind;
 use super::model::{
-    Cluster, ClusterId, ClusterStatus, Component, ControlPlaneVm, Features, Flavor, NodeGroup,
-    NodeGroupId, NodeGroupStatus, Topology, TopologyKind, UsageItemType,
+    Cluster, ClusterId, ClusterStatus, Features, NodeGroup, NodeGroupId, NodeGroupStatus,
+    UsageItemType,
 };
 use super::quota::{Holding, Ledger, Resources};
+use super::replacement::Tries;
 use super::validation::{ClusterOrder, NodeGroupOrder};
-use super::{identity, node_group, placement};
-
-/// Name of the group that ALL_IN_ONE's bundle VMs make, as nodes.
-const BUNDLE_NODES: &str = "control-plane";
+use super::{control_plane, identity, node_group};
 
 /// Mints the next identifier of an owner.
 fn mint(ledger: &mut Ledger, seed: u64, now: Timestamp) -> ulid::Ulid {
@@ -31,6 +30,7 @@ pub fn cluster(order: &ClusterOrder, ledger: &mut Ledger, seed: u64, now: Timest
         .network_group_id
         .clone()
         .unwrap_or_else(|| format!("ng_{}", identity::uuid_of(id.as_str())));
+    let (vms, pools) = control_plane::first_vms(&id, &order.topology, &order.version);
     Cluster {
         owner: ledger.owner.clone(),
         name: request.name.clone(),
@@ -52,55 +52,14 @@ pub fn cluster(order: &ClusterOrder, ledger: &mut Ledger, seed: u64, now: Timest
         network_group_id,
         network_group_is_users: request.network_group_id.is_some(),
         storage_usage_bytes: None,
-        control_plane: control_plane(&id, &order.topology),
+        control_plane: vms,
+        pools,
+        generation: 0,
+        certificates_rotated_at: now,
         operation: Some(Operation::asked(OperationKind::Create, now)),
         deployed_step: None,
         events: 0,
         id,
-    }
-}
-
-/// The VMs of a control plane: one for each replica, of all components together or of each.
-fn control_plane(id: &ClusterId, topology: &Topology) -> Vec<ControlPlaneVm> {
-    let kind = topology.kind();
-    let replicas = |role: usize, name: &str, flavor: Flavor, count: u8, hosts: &[Component]| {
-        let ulid = id.ulid();
-        (0..usize::from(count))
-            .map(|replica| ControlPlaneVm {
-                id: format!("vm_{ulid}_{name}_{replica}"),
-                name: format!("{name}-{replica}"),
-                flavor,
-                datacenter: placement::of_replica(id, kind, role, replica),
-                components: hosts.to_vec(),
-                node_name: (kind == TopologyKind::AllInOne)
-                    .then(|| format!("{BUNDLE_NODES}-node{replica}")),
-            })
-            .collect::<Vec<_>>()
-    };
-    match topology {
-        Topology::AllInOne {
-            flavor,
-            replication_factor,
-        }
-        | Topology::DedicatedCompute {
-            flavor,
-            replication_factor,
-        } => replicas(
-            0,
-            BUNDLE_NODES,
-            *flavor,
-            *replication_factor,
-            &Component::ALL,
-        ),
-        Topology::Distributed { components } => Component::ALL
-            .into_iter()
-            .enumerate()
-            .flat_map(|(role, component)| {
-                let config = components.get(component);
-                let count = config.replication_factor;
-                replicas(role, component.name(), config.flavor, count, &[component])
-            })
-            .collect(),
     }
 }
 
@@ -146,6 +105,8 @@ pub fn node_group(
         nodes: Vec::new(),
         due: Some(node_group::first_due(now)),
         allocated: 0,
+        tries: Tries::default(),
+        scaling: Scaling::default(),
         events: 0,
     }
 }

@@ -25,6 +25,8 @@ wire_enum! {
         NodeGroupCreate = "NODEGROUP_CREATE",
         NodeGroupScale = "NODEGROUP_SCALE",
         NodeGroupResume = "NODEGROUP_RESUME",
+        /// Nodes are replaced: those that failed, and all of a group after an update.
+        NodeGroupRedeploy = "NODEGROUP_REDEPLOY",
         NodeGroupDelete = "NODEGROUP_DELETE",
     }
 }
@@ -41,6 +43,8 @@ wire_enum! {
         LoadBalancer = "LOAD_BALANCER",
         Plugin = "PLUGIN",
         PluginReconcile = "PLUGIN_RECONCILE",
+        /// The last of an update: the workers, group by group. Named as the product names such an item.
+        NodeGroup = "NODE_GROUP",
     }
 }
 

@@ -51,10 +51,18 @@ impl Guest {
     pub fn of_control_plane(cluster: &Cluster, vm: &ControlPlaneVm) -> Guest {
         Guest {
             components: vm.components.clone(),
-            version: kubelet_version(&cluster.running_version),
+            version: kubelet_version(&vm.version),
             kubelet: vm.node_name.as_ref().map(|node_name| {
                 let labels = BTreeMap::from([(ROLE_LABEL.to_owned(), "control-plane".to_owned())]);
-                kubelet(cluster, node_name, None, vm.flavor, labels, Vec::new())
+                kubelet(
+                    cluster,
+                    node_name,
+                    None,
+                    &vm.version,
+                    vm.flavor,
+                    labels,
+                    Vec::new(),
+                )
             }),
         }
     }
@@ -65,11 +73,12 @@ impl Guest {
         labels.insert(NODE_GROUP_LABEL.to_owned(), group.name.clone());
         Guest {
             components: Vec::new(),
-            version: kubelet_version(&cluster.running_version),
+            version: kubelet_version(&node.version),
             kubelet: Some(kubelet(
                 cluster,
                 &node.name,
                 Some(group.name.clone()),
+                &node.version,
                 group.flavor,
                 labels,
                 group.taints.clone(),
@@ -87,6 +96,7 @@ fn kubelet(
     cluster: &Cluster,
     node_name: &str,
     node_group: Option<String>,
+    version: &str,
     flavor: Flavor,
     mut labels: BTreeMap<String, String>,
     taints: Vec<Taint>,
@@ -102,7 +112,7 @@ fn kubelet(
         memory_kib: size.visible_memory_kib,
         labels,
         taints,
-        version: kubelet_version(&cluster.running_version),
+        version: kubelet_version(version),
     }
 }
 

@@ -12,9 +12,13 @@ use serde::Serialize;
 
 use crate::infra::{Inventory, Requested, Vm};
 
+use super::control_plane;
 use super::load_balancer::{ADDRESSES, ServiceLoadBalancer};
-use super::model::{Cluster, ClusterStatus, NodeGroup, NodeGroupStatus, NodeStatus};
+use super::model::{
+    Cluster, ClusterStatus, ControlPlaneVm, NodeGroup, NodeGroupStatus, NodeStatus,
+};
 use super::quota::{Ledger, Resources};
+use super::replacement::Replica;
 use super::store::{CloudOwner, Record};
 
 /// A rule that does not hold.
@@ -154,6 +158,19 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
     }
 }
 
+/// At most one of a pool is being replaced.
+fn one_change<'a, R: Replica + 'a>(
+    pool: impl IntoIterator<Item = &'a R>,
+    subject: &str,
+    found: &mut Violations,
+) {
+    let successors = pool.into_iter().filter(|r| r.life().replaces.is_some());
+    let names: Vec<&str> = successors.map(Replica::name).collect();
+    if names.len() > 1 {
+        found.add("one-change", subject, names.join(", "));
+    }
+}
+
 /// Each ledger holds the addresses of exactly the load balancers that have a record, and each of those is of
 /// a cluster that is not DELETED.
 fn public_addresses(snapshot: &Snapshot, found: &mut Violations) {
@@ -221,12 +238,14 @@ fn node_groups(snapshot: &Snapshot, found: &mut Violations) {
             let detail = format!("{} recorded, {ready} are ready", group.current_node_count);
             found.add("node-count", &group.id, detail);
         }
+        let counted = group.nodes.iter().filter(|node| node.counts()).count();
         if group.status == NodeGroupStatus::Ready
-            && u32::try_from(group.nodes.len()) != Ok(group.target_node_count)
+            && u32::try_from(counted) != Ok(group.target_node_count)
         {
-            let detail = format!("{} of {}", group.nodes.len(), group.target_node_count);
+            let detail = format!("{counted} of {}", group.target_node_count);
             found.add("ready-size", &group.id, detail);
         }
+        one_change(&group.nodes, group.id.as_str(), found);
     }
 }
 
@@ -246,7 +265,11 @@ fn clusters(snapshot: &Snapshot, found: &mut Violations) {
             if cluster.load_balancer.is_none() {
                 found.add("active-load-balancer", &cluster.id, "ACTIVE without one");
             }
-            for vm in &cluster.control_plane {
+            // One that is new, sick or on its way out need not run.
+            let settled = |vm: &&ControlPlaneVm| {
+                vm.counts() && vm.life.served && vm.life.unhealthy_since.is_none()
+            };
+            for vm in cluster.control_plane.iter().filter(settled) {
                 if !running.contains(vm.id.as_str()) {
                     found.add(
                         "active-vm",
@@ -254,6 +277,20 @@ fn clusters(snapshot: &Snapshot, found: &mut Violations) {
                         format!("of {} does not run", cluster.id),
                     );
                 }
+            }
+        }
+        for role in control_plane::roles(&cluster.topology) {
+            let own = cluster.control_plane.iter();
+            let own: Vec<_> = own.filter(|vm| vm.components == role.components).collect();
+            one_change(
+                own.iter().copied(),
+                &format!("{} {}", cluster.id, role.name),
+                found,
+            );
+            let counted = own.iter().filter(|vm| vm.counts()).count();
+            if counted > role.replicas {
+                let detail = format!("{counted} of {}: {}", role.replicas, role.name);
+                found.add("extra-replica", &cluster.id, detail);
             }
         }
         if cluster.status == ClusterStatus::Deleted

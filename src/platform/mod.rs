@@ -8,10 +8,12 @@
 //! `controller` (what acts). A request is judged, recorded and answered; the controllers do the rest.
 
 pub mod billing;
+pub mod autoscaler;
 pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
 mod clusters;
+pub mod control_plane;
 mod controller;
 mod creation;
 pub mod deployment_event;
@@ -28,6 +30,7 @@ mod node_groups;
 pub mod placement;
 pub mod pricing;
 pub mod quota;
+pub mod replacement;
 mod request;
 pub mod store;
 pub mod validation;

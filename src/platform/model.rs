@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::infra::Datacenter;
 
+use super::autoscaler::Scaling;
 use super::cluster::Operation;
 use super::deployment_event::Step;
+use super::replacement::{Lifecycle, Replica, Tries};
 
 pub use super::id::{ClusterId, InvalidId, NodeGroupId, NodeId, OwnerId};
 pub use super::request::{
@@ -382,12 +384,58 @@ pub struct LoadBalancer {
 pub struct ControlPlaneVm {
     /// Id of the VM.
     pub id: String,
+    /// `<role>-<number>`.
     pub name: String,
+    pub number: u32,
     pub flavor: Flavor,
     pub datacenter: Datacenter,
     pub components: Vec<Component>,
     /// Name of the Kubernetes node that this VM is too (ALL_IN_ONE).
     pub node_name: Option<String>,
+    /// Version that it runs, such as `1.36`.
+    pub version: String,
+    /// [`Cluster::generation`] as of its creation.
+    pub generation: u64,
+    pub life: Lifecycle,
+}
+
+impl Replica for ControlPlaneVm {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn datacenter(&self) -> Datacenter {
+        self.datacenter
+    }
+
+    fn set_datacenter(&mut self, datacenter: Datacenter) {
+        self.datacenter = datacenter;
+    }
+
+    fn life(&self) -> &Lifecycle {
+        &self.life
+    }
+
+    fn life_mut(&mut self) -> &mut Lifecycle {
+        &mut self.life
+    }
+}
+
+/// What is kept of a role of a control plane: of the VMs that host the same components.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RolePool {
+    /// How many VMs it ever had: number of the next one's identity.
+    pub allocated: u64,
+    pub tries: Tries,
 }
 
 /// A cluster as it is kept.
@@ -418,6 +466,12 @@ pub struct Cluster {
     /// Bytes; `None` without persistent storage.
     pub storage_usage_bytes: Option<u64>,
     pub control_plane: Vec<ControlPlaneVm>,
+    /// By the name of the role.
+    pub pools: BTreeMap<String, RolePool>,
+    /// Counts redeployments: VMs of an older one are replaced.
+    pub generation: u64,
+    /// When the control plane's certificates were last made.
+    pub certificates_rotated_at: Timestamp,
     /// What is going on, if anything.
     pub operation: Option<Operation>,
     /// Last step of the creation that is complete.
@@ -453,8 +507,39 @@ pub struct Node {
     pub status: NodeStatus,
     pub datacenter: Datacenter,
     pub created_at: Timestamp,
-    /// Until when workloads may leave, once the status is DRAINING.
-    pub drained_at: Option<Timestamp>,
+    /// Version that it runs, such as `1.36`.
+    pub version: String,
+    pub life: Lifecycle,
+}
+
+impl Replica for Node {
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn datacenter(&self) -> Datacenter {
+        self.datacenter
+    }
+
+    fn set_datacenter(&mut self, datacenter: Datacenter) {
+        self.datacenter = datacenter;
+    }
+
+    fn life(&self) -> &Lifecycle {
+        &self.life
+    }
+
+    fn life_mut(&mut self) -> &mut Lifecycle {
+        &mut self.life
+    }
 }
 
 /// A node group as it is kept.
@@ -484,6 +569,9 @@ pub struct NodeGroup {
     pub due: Option<Timestamp>,
     /// How many nodes were ever allocated: number of the next one's identity.
     pub allocated: u64,
+    pub tries: Tries,
+    #[serde(default)]
+    pub scaling: Scaling,
     /// How many deployment events this record has written: the next one's number.
     pub events: u64,
 }

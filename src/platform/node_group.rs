@@ -8,20 +8,24 @@
 //!
 //! A node is recorded before its VM is asked for, and its VM has the node's id: so no VM is ever without
 //! a record that names it. A node goes in the other order: drained, VM deleted, and only when the VM is
-//! gone is the node struck off, together with its name.
+//! gone is the node struck off, together with its name. Nodes that fail, and all of them after an update,
+//! are replaced one at a time whatever the group's status: see [`super::replacement`].
 //!
 //! Worked example (group `w`, target 2 to 4 to 1): nodes `w-node0`, `w-node1` are READY; the resize to 4
 //! adds the lowest free numbers, `w-node2` and `w-node3`; the resize to 1 drains the highest, `w-node3`,
-//! `w-node2`, `w-node1`.
+//! `w-node2`, `w-node1`. Nodes that do not answer go before all others.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
+use crate::infra::Datacenter;
+use crate::kubernetes::Drain;
 
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind};
 use super::model::{Node, NodeGroup, NodeGroupStatus, NodeId, NodeStatus};
+use super::replacement::{self, Lifecycle, Reason, Replica, Sight, Tries};
 use super::vm_state::VmState;
 use super::{identity, placement};
 
@@ -30,8 +34,8 @@ const ACCEPT: Duration = Duration::from_secs(1);
 const PREPARE: Duration = Duration::from_secs(4);
 /// From a running VM to a node that is ready in its cluster.
 const JOIN: Duration = Duration::from_secs(10);
-/// How long workloads get to leave a node.
-const DRAIN: Duration = Duration::from_secs(5);
+/// Failures in a row that make a group FAILED which is being deployed or resized. It is tried on all the same.
+const FAILED_AFTER: u32 = 5;
 /// Nodes added in one change of the record: each needs operations of the same transaction, and etcd
 /// allows 128 by default.
 const MAX_ADDED: usize = 32;
@@ -41,27 +45,23 @@ const MAX_ADDED: usize = 32;
 pub struct Seen {
     /// By the id of the node; one that is not there is not in here.
     pub vms: BTreeMap<String, VmState>,
+    /// Outcome of this round's evictions, by the id of the node.
+    pub drains: BTreeMap<String, Drain>,
     /// The cluster's control plane is up.
     pub cluster_takes_nodes: bool,
     pub cluster_is_going: bool,
+    /// Version that the cluster's control plane serves.
+    pub version: String,
+    /// It is this group's turn to have its nodes replaced by ones of that version.
+    pub rolls: bool,
     /// Names of nodes in the cluster, of any group: groups may share a name, nodes may not.
     pub taken_names: BTreeSet<String>,
-}
-
-impl Seen {
-    fn vm(&self, node: &Node) -> VmState {
-        self.vms
-            .get(node.id.as_str())
-            .copied()
-            .unwrap_or(VmState::Absent)
-    }
 }
 
 /// Something to be done to the world; each is idempotent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
     CreateVm(Node),
-    UpdateGuest(Node),
     DeleteVm(NodeId),
 }
 
@@ -75,6 +75,16 @@ pub struct Decision {
     pub wake: Option<Timestamp>,
     /// The record goes instead of changing.
     pub remove: bool,
+    /// Told once the change of the record is made.
+    pub notices: Vec<Notice>,
+}
+
+/// Something that the cluster's users are told of by a Kubernetes event on the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub warning: bool,
+    pub reason: &'static str,
+    pub message: String,
 }
 
 impl Decision {
@@ -130,13 +140,14 @@ pub fn decide(group: &NodeGroup, seen: &Seen, now: Timestamp, seed: u64) -> Deci
         | NodeGroupStatus::Resizing
         | NodeGroupStatus::Ready
         | NodeGroupStatus::Failed => {
-            size(&mut next, seen, now, seed);
-            converge(&mut next, &group.nodes, seen, now, &mut decision);
-            settle(&mut next, now, &mut decision, event);
+            keep(&mut next, seen, now, seed, &mut decision);
+            settle(&mut next, seen, now, &mut decision, event);
         }
         NodeGroupStatus::Terminating => {
-            drain(&mut next, 0, now);
-            converge(&mut next, &group.nodes, seen, now, &mut decision);
+            let sight = sight(seen, now);
+            drain(&mut next, 0, &sight);
+            walk(&mut next, &sight, &mut decision);
+            follow(&mut next, &sight);
             if next.nodes.is_empty() {
                 next.status = NodeGroupStatus::Deleted;
                 decision.remove = true;
@@ -160,112 +171,235 @@ fn ready_nodes(group: &NodeGroup) -> u32 {
     u32::try_from(group.nodes.iter().filter(ready).count()).unwrap_or(u32::MAX)
 }
 
-fn stays(node: &Node) -> bool {
-    node.status != NodeStatus::Draining
+fn sight(seen: &Seen, now: Timestamp) -> Sight<'_> {
+    Sight {
+        now,
+        vms: &seen.vms,
+        drains: &seen.drains,
+        join: JOIN,
+    }
 }
 
-/// Adds nodes with the lowest free numbers, or drains those with the highest, up to the target.
-fn size(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64) {
-    let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
-    let staying = next.nodes.iter().filter(|node| stays(node)).count();
-    if staying > target {
-        drain(next, target, now);
-    }
-    let mut number = 0;
-    for _ in staying..target.min(staying.saturating_add(MAX_ADDED)) {
-        let name = loop {
-            let name = format!("{}-node{number}", next.name);
-            number += 1;
-            let own = next.nodes.iter().any(|node| node.name == name);
-            if !own && !seen.taken_names.contains(&name) {
-                break name;
-            }
+/// Brings the group's nodes a step further: they come, are replaced, and go.
+fn keep(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64, decision: &mut Decision) {
+    let sight = sight(seen, now);
+    walk(next, &sight, decision);
+    size(next, seen, &sight, seed, decision);
+    let outdated = |node: &Node| seen.rolls && node.version != seen.version;
+    if let Some((index, reason)) =
+        replacement::to_replace(&next.nodes, &next.tries, &sight, outdated)
+    {
+        let old = &next.nodes[index];
+        let (id, name, site) = (old.id.to_string(), old.name.clone(), old.datacenter);
+        let others = sites(&next.nodes, Some(index));
+        let new = new_node(next, seen, now, seed, site, &others, Some(id));
+        let why = match reason {
+            Reason::Unhealthy => "does not answer",
+            Reason::Outdated => "is to be renewed",
         };
-        let id = identity::mint(seed, now, next.id.as_str(), next.allocated);
-        next.nodes.push(Node {
-            id: NodeId::new(id),
-            name,
-            number: number - 1,
-            status: NodeStatus::Deploying,
-            datacenter: placement::of_node(&next.id, next.allocated),
-            created_at: now,
-            drained_at: None,
-        });
-        next.allocated += 1;
+        let message = format!("{name} {why}: {new} is to take its place");
+        let reason = match reason {
+            Reason::Unhealthy => "NodeUnhealthy",
+            Reason::Outdated => "NodeOutdated",
+        };
+        tell(next, now, EventStatus::Started, reason, message, decision);
     }
-    next.nodes.sort_by_key(|node| node.number);
+    let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
+    if target > 0 && replacement::is_at_rest(&next.nodes, target, &sight) {
+        next.tries = Tries::default();
+    }
+    follow(next, &sight);
 }
 
-/// Leaves the `keep` lowest nodes, and drains the others.
-fn drain(next: &mut NodeGroup, keep: usize, now: Timestamp) {
-    let going = next.nodes.iter_mut().filter(|node| stays(node)).skip(keep);
-    for node in going {
-        node.status = NodeStatus::Draining;
-        node.drained_at = Some(now.saturating_add(DRAIN));
-    }
-}
-
-/// Brings nodes and VMs together: missing VMs are asked for, statuses follow, drained nodes go.
-///
-/// `recorded` are the nodes of the record as it is: one that this very decision adds gets its VM in the
-/// next round, when its record is safe.
-fn converge(
-    next: &mut NodeGroup,
-    recorded: &[Node],
-    seen: &Seen,
+/// Tells of a node's replacement, in the cluster and in its list of events.
+fn tell(
+    group: &NodeGroup,
     now: Timestamp,
+    status: EventStatus,
+    reason: &'static str,
+    message: String,
     decision: &mut Decision,
 ) {
-    let mut nodes = std::mem::take(&mut next.nodes);
-    nodes.retain_mut(|node| {
-        let state = seen.vm(node);
-        if node.status == NodeStatus::Draining {
-            let drained_at = node.drained_at.unwrap_or(now);
-            if now < drained_at {
-                decision.wake_by(drained_at);
-                return true;
-            }
-            return match state {
-                VmState::Absent => false,
-                VmState::Deleting => true,
-                _ => {
-                    decision.acts.push(Act::DeleteVm(node.id.clone()));
-                    true
-                }
-            };
-        }
-        match state {
-            VmState::Absent => {
-                if recorded.iter().any(|known| known.id == node.id) {
-                    decision.acts.push(Act::CreateVm(node.clone()));
-                }
-                node.status = NodeStatus::Deploying;
-            }
-            VmState::Provisioning { .. } | VmState::Deleting => {
-                node.status = NodeStatus::Deploying;
-            }
-            VmState::Failed => node.status = NodeStatus::Failed,
-            VmState::Running { since, .. } => {
-                let joined = since.saturating_add(JOIN);
-                if joined <= now {
-                    node.status = NodeStatus::Ready;
-                } else {
-                    node.status = NodeStatus::Deployed;
-                    decision.wake_by(joined);
-                }
-            }
-        }
-        if state.is_outdated() {
-            decision.acts.push(Act::UpdateGuest(node.clone()));
-        }
-        true
+    let event = DeploymentEvent::new(now, OperationKind::NodeGroupRedeploy, None, status);
+    decision
+        .events
+        .push(event.of_node_group(&group.id).because(message.clone()));
+    decision.notices.push(Notice {
+        warning: matches!(reason, "NodeUnhealthy" | "NodeFailed"),
+        reason,
+        message,
     });
-    next.nodes = nodes;
+}
+
+fn walk(next: &mut NodeGroup, sight: &Sight<'_>, decision: &mut Decision) {
+    let now = sight.now;
+    let walk = replacement::walk(&mut next.nodes, &mut next.tries, sight);
+    let create = next.nodes.iter();
+    let create = create.filter(|node| walk.create.iter().any(|id| id == node.id.as_str()));
+    decision.acts.extend(create.cloned().map(Act::CreateVm));
+    let delete = next.nodes.iter();
+    let delete = delete.filter(|node| walk.delete.iter().any(|id| id == node.id.as_str()));
+    decision
+        .acts
+        .extend(delete.map(|node| Act::DeleteVm(node.id.clone())));
+    for name in walk.failed {
+        let message = format!("{name} did not start: another takes its place");
+        tell(
+            next,
+            now,
+            EventStatus::Failed,
+            "NodeFailed",
+            message,
+            decision,
+        );
+    }
+    for (new, old) in walk.took_over {
+        let message = format!("{new} has joined: {old} is drained and deleted");
+        tell(
+            next,
+            now,
+            EventStatus::Started,
+            "Draining",
+            message,
+            decision,
+        );
+    }
+    for node in walk.struck {
+        if let Some(by) = node.life.leaving.and_then(|leaving| leaving.replaced_by) {
+            let message = format!("{} is replaced by {by}", node.name);
+            tell(
+                next,
+                now,
+                EventStatus::Completed,
+                "NodeReplaced",
+                message,
+                decision,
+            );
+        }
+    }
+    if let Some(at) = walk.wake {
+        decision.wake_by(at);
+    }
+}
+
+fn sites(nodes: &[Node], without: Option<usize>) -> Vec<Datacenter> {
+    let others = nodes.iter().enumerate();
+    let others = others.filter(|(index, node)| Some(*index) != without && !node.is_leaving());
+    others.map(|(_, node)| node.datacenter).collect()
+}
+
+/// Records another node, with the lowest free number. Returns its name.
+fn new_node(
+    next: &mut NodeGroup,
+    seen: &Seen,
+    now: Timestamp,
+    seed: u64,
+    preferred: Datacenter,
+    others: &[Datacenter],
+    replaces: Option<String>,
+) -> String {
+    let is_free = |name: &String| {
+        let own = next.nodes.iter().any(|node| node.name == *name);
+        !own && !seen.taken_names.contains(name)
+    };
+    let names = (0..=u32::MAX).map(|number| (number, format!("{}-node{number}", next.name)));
+    let (number, name) = names
+        .into_iter()
+        .find(|(_, name)| is_free(name))
+        .unwrap_or_default();
+    let open = BTreeSet::from(Datacenter::ALL);
+    let site = placement::choose(placement::Rule::Spread, preferred, others, &open);
+    next.nodes.push(Node {
+        id: NodeId::new(identity::mint(seed, now, next.id.as_str(), next.allocated)),
+        name: name.clone(),
+        number,
+        status: NodeStatus::Deploying,
+        datacenter: site.unwrap_or(preferred),
+        created_at: now,
+        version: seen.version.clone(),
+        life: Lifecycle {
+            replaces,
+            ..Lifecycle::default()
+        },
+    });
+    next.allocated += 1;
+    next.nodes.sort_by_key(|node| node.number);
+    name
+}
+
+/// Adds nodes, or drains those with the highest numbers, up to the target.
+fn size(next: &mut NodeGroup, seen: &Seen, sight: &Sight<'_>, seed: u64, decision: &mut Decision) {
+    let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
+    let staying = next.nodes.iter().filter(|node| node.counts()).count();
+    if staying > target {
+        drain(next, target, sight);
+    }
+    if staying < target
+        && let Some(at) = next.tries.not_before.filter(|at| *at > sight.now)
+    {
+        decision.wake_by(at);
+        return;
+    }
+    for _ in staying..target.min(staying.saturating_add(MAX_ADDED)) {
+        let preferred = placement::of_node(&next.id, next.allocated);
+        let others = sites(&next.nodes, None);
+        new_node(next, seen, sight.now, seed, preferred, &others, None);
+    }
+}
+
+/// Leaves `keep` nodes: those that do not answer go first, then those with the highest numbers, so many in
+/// a round as one transaction holds. A successor goes with its predecessor.
+fn drain(next: &mut NodeGroup, keep: usize, sight: &Sight<'_>) {
+    let well = |node: &Node| sight.vm(node.id.as_str()).is_healthy();
+    let mut staying: Vec<usize> = (0..next.nodes.len())
+        .filter(|index| next.nodes[*index].counts())
+        .collect();
+    staying.sort_by_key(|index| (!well(&next.nodes[*index]), next.nodes[*index].number));
+    let going = staying.split_off(keep.min(staying.len()));
+    let mut gone = BTreeSet::new();
+    for index in going.into_iter().rev().take(MAX_ADDED) {
+        let node = &mut next.nodes[index];
+        let state = sight.vm(node.id.as_str());
+        replacement::send_away(node, state, sight.now);
+        gone.insert(node.id.to_string());
+    }
+    for node in &mut next.nodes {
+        let orphaned = node
+            .life
+            .replaces
+            .as_ref()
+            .is_some_and(|old| gone.contains(old));
+        if orphaned || (keep == 0 && node.life.replaces.is_some()) {
+            let state = sight.vm(node.id.as_str());
+            replacement::send_away(node, state, sight.now);
+        }
+    }
+}
+
+/// Has the site of a node refused it for want of room.
+pub fn refuse(group: &mut NodeGroup, id: &str, now: Timestamp) {
+    let rule = placement::Rule::Spread;
+    replacement::refuse(&mut group.nodes, &mut group.tries, id, rule, now);
+}
+
+/// The statuses follow what is seen.
+fn follow(next: &mut NodeGroup, sight: &Sight<'_>) {
+    for node in &mut next.nodes {
+        let state = sight.vm(node.id.as_str());
+        node.status = match state {
+            _ if node.is_leaving() => NodeStatus::Draining,
+            VmState::Absent | VmState::Provisioning | VmState::Deleting => NodeStatus::Deploying,
+            VmState::Failed | VmState::Running { healthy: false, .. } => NodeStatus::Failed,
+            VmState::Running { .. } if node.life.served => NodeStatus::Ready,
+            VmState::Running { .. } => NodeStatus::Deployed,
+        };
+    }
 }
 
 /// What the group's status is, once its nodes are as they are.
 fn settle(
     next: &mut NodeGroup,
+    seen: &Seen,
     now: Timestamp,
     decision: &mut Decision,
     event: impl Fn(OperationKind, EventStatus) -> DeploymentEvent,
@@ -275,6 +409,7 @@ fn settle(
         next.nodes.len() == target && next.nodes.iter().all(|node| least.contains(&node.status))
     };
     let ready = all(&[NodeStatus::Ready]);
+    let failing = next.tries.failures >= FAILED_AFTER;
     match next.status {
         NodeGroupStatus::Deploying | NodeGroupStatus::Deployed if ready => {
             next.status = NodeGroupStatus::Ready;
@@ -283,6 +418,26 @@ fn settle(
                 OperationKind::NodeGroupCreate,
                 EventStatus::Completed,
             ));
+        }
+        NodeGroupStatus::Deploying | NodeGroupStatus::Deployed | NodeGroupStatus::Resizing
+            if failing =>
+        {
+            let kind = match next.status {
+                NodeGroupStatus::Resizing => OperationKind::NodeGroupScale,
+                _ => OperationKind::NodeGroupCreate,
+            };
+            next.status = NodeGroupStatus::Failed;
+            let detail = format!("{} nodes in a row did not start", next.tries.failures);
+            let failed = event(kind, EventStatus::Failed).because(detail);
+            decision.events.push(failed);
+        }
+        NodeGroupStatus::Failed
+            if replacement::is_at_rest(&next.nodes, target, &sight(seen, now)) =>
+        {
+            next.status = NodeGroupStatus::Ready;
+            next.updated_at = Some(now);
+            let resumed = event(OperationKind::NodeGroupResume, EventStatus::Completed);
+            decision.events.push(resumed);
         }
         NodeGroupStatus::Deploying if all(&[NodeStatus::Deployed, NodeStatus::Ready]) => {
             next.status = NodeGroupStatus::Deployed;

@@ -6,6 +6,8 @@
 //! DISTRIBUTED cluster starts one site further. An ALL_IN_ONE cluster stays within one site: the
 //! product promises no more (spec, "Cluster topologies"). Workers go round the sites.
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest, Sha256};
 
 use crate::infra::Datacenter;
@@ -34,6 +36,44 @@ pub fn of_node(group: &NodeGroupId, number: u64) -> Datacenter {
     site(start(group.as_str()) + usize::try_from(number % sites).unwrap_or(0))
 }
 
+/// How the replicas of a pool lie to one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Over as many sites as there are.
+    Spread,
+    /// All in one.
+    Together,
+}
+
+impl Rule {
+    pub fn of_control_plane(topology: TopologyKind) -> Rule {
+        match topology {
+            TopologyKind::AllInOne => Rule::Together,
+            TopologyKind::DedicatedCompute | TopologyKind::Distributed => Rule::Spread,
+        }
+    }
+}
+
+/// The best of the `open` sites for a replica whose companions are at `others`; `preferred` among equals, then
+/// the next in the order of names. `None` if no site is open.
+pub fn choose(
+    rule: Rule,
+    preferred: Datacenter,
+    others: &[Datacenter],
+    open: &BTreeSet<Datacenter>,
+) -> Option<Datacenter> {
+    let place = |site: Datacenter| Datacenter::ALL.iter().position(|known| *known == site);
+    let (sites, from) = (Datacenter::ALL.len(), place(preferred).unwrap_or(0));
+    open.iter().copied().min_by_key(|site| {
+        let companions = others.iter().filter(|other| *other == site).count();
+        let distance = (place(*site).unwrap_or(0) + sites - from) % sites;
+        match rule {
+            Rule::Spread => (companions, distance),
+            Rule::Together => (others.len() - companions, distance),
+        }
+    })
+}
+
 fn start(id: &str) -> usize {
     usize::from(Sha256::digest(id)[0])
 }
@@ -44,8 +84,6 @@ fn site(number: usize) -> Datacenter {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     use proptest::prelude::*;
@@ -73,5 +111,35 @@ mod tests {
         let sites: BTreeSet<Datacenter> = (0..3).map(|n| of_node(&group, n)).collect();
         assert_eq!(sites.len(), 3);
         assert_eq!(of_node(&group, 0), of_node(&group, 3));
+    }
+
+    #[test]
+    fn a_replica_goes_where_the_spread_is_best() {
+        use Datacenter::{Par1, Par2, Par3};
+        let check = |rule, preferred, others: &[Datacenter], open: &[Datacenter], expect| {
+            let open = open.iter().copied().collect();
+            assert_eq!(choose(rule, preferred, others, &open), expect, "{others:?}");
+        };
+        let all = &[Par1, Par2, Par3];
+        check(Rule::Spread, Par2, &[Par1, Par3], all, Some(Par2));
+        check(Rule::Spread, Par2, &[], all, Some(Par2));
+        check(Rule::Spread, Par1, &[Par1, Par2], all, Some(Par3));
+        check(Rule::Spread, Par2, &[Par1, Par3], &[Par1, Par3], Some(Par3));
+        check(
+            Rule::Spread,
+            Par2,
+            &[Par1, Par1, Par3],
+            &[Par1, Par3],
+            Some(Par3),
+        );
+        check(Rule::Spread, Par2, &[], &[], None);
+        check(Rule::Together, Par3, &[Par1, Par1], all, Some(Par1));
+        check(
+            Rule::Together,
+            Par1,
+            &[Par1, Par1],
+            &[Par2, Par3],
+            Some(Par2),
+        );
     }
 }

@@ -5,6 +5,10 @@
 //! on its revision: so the sum can never be exceeded by requests that race, and releasing twice is
 //! releasing once, as the entry is gone.
 //!
+//! What counts is what is asked for: a control plane's replicas and a group's target. While a VM is being
+//! replaced, both it and its successor run; the successor does not count, so that an owner who is at the
+//! limit is healed and updated like any other.
+//!
 //! Worked example (40 GB): a bundle S holds 12 GB. Two requests for a group of two S workers (24 GB) come
 //! at once; both read the ledger at revision 9 and find that 36 GB would fit. The first commits and the
 //! ledger is at revision 10; the second fails its comparison, reads again, and is refused with 60 GB.

@@ -45,6 +45,10 @@ pub fn cluster_key(owner: &OwnerId, id: &ClusterId) -> String {
     format!("{CLUSTERS}{owner}/{id}")
 }
 
+pub fn clusters_of(owner: &OwnerId) -> String {
+    format!("{CLUSTERS}{owner}/")
+}
+
 pub fn node_group_key(cluster: &ClusterId, id: &NodeGroupId) -> String {
     format!("{NODE_GROUPS}{cluster}/{id}")
 }
@@ -55,6 +59,16 @@ pub fn node_groups_of(cluster: &ClusterId) -> String {
 
 pub fn node_names_of(cluster: &ClusterId) -> String {
     format!("{NODE_NAMES}{cluster}/")
+}
+
+/// Names of nodes in the cluster, as they are seen.
+pub fn taken_names(view: &Reflector<Record>, cluster: &ClusterId) -> BTreeSet<String> {
+    let prefix = node_names_of(cluster);
+    view.with(|records| {
+        infra::reflector::under(records, &prefix)
+            .map(|(key, _)| key[prefix.len()..].to_owned())
+            .collect()
+    })
 }
 
 fn node_name_key(cluster: &ClusterId, name: &str) -> String {

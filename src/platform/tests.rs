@@ -234,16 +234,23 @@ async fn versions_and_features_change_in_steps() {
     let unknown = world.platform.update_version(&owner(), &id, "1.33").await;
     assert!(matches!(unknown, Err(PlatformError::Invalid { .. })));
 
-    let view = world
-        .platform
-        .update_version(&owner(), &id, "1.36")
-        .await
-        .unwrap();
-    assert_eq!(view.cluster.status, ClusterStatus::ToUpgrade);
-    world.advance(10).await;
-    assert_eq!(world.status(&id).await, ClusterStatus::Updating);
-    world.advance(50).await;
-    assert_eq!(world.status(&id).await, ClusterStatus::Active);
+    let skipping = world.platform.update_version(&owner(), &id, "1.36").await;
+    assert_eq!(
+        skipping.unwrap_err().to_string(),
+        "Invalid targetVersion: the cluster is at 1.34: no version can be skipped, update to 1.35 first"
+    );
+    for target in ["1.35", "1.36"] {
+        let view = world
+            .platform
+            .update_version(&owner(), &id, target)
+            .await
+            .unwrap();
+        assert_eq!(view.cluster.status, ClusterStatus::ToUpgrade);
+        world.advance(10).await;
+        assert_eq!(world.status(&id).await, ClusterStatus::Updating);
+        world.advance(110).await;
+        assert_eq!(world.status(&id).await, ClusterStatus::Active);
+    }
     assert_eq!(
         world.kubernetes.clusters.lock()[id.as_str()].version,
         "1.36"
@@ -636,4 +643,121 @@ async fn used(world: &World) -> (u64, u64) {
     let vcpus: u64 = usage.iter().map(|item| item.cpu_millicores / 1000).sum();
     let ram: u64 = usage.iter().map(|item| item.ram_bytes >> 30).sum();
     (vcpus, ram)
+}
+
+/// Advances until nobody is being replaced any more.
+async fn healed(world: &World, cluster: &ClusterId) -> ClusterView {
+    for _ in 0..400 {
+        world.advance(5).await;
+        let view = world.platform.get_cluster(&owner(), cluster).await.unwrap();
+        let well = |life: &replacement::Lifecycle| {
+            life.served && life.unhealthy_since.is_none() && life.leaving.is_none()
+        };
+        let nodes = || view.node_groups.iter().flat_map(|group| &group.nodes);
+        if view.cluster.control_plane.iter().all(|vm| well(&vm.life))
+            && nodes().all(|node| well(&node.life))
+        {
+            world.check_invariants().await;
+            return view;
+        }
+    }
+    panic!("not healed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_killed_is_replaced_and_a_single_apiserver_is_missed_for_minutes_only() {
+    let world = World::new().await;
+    let mut order = request("demo", SMALL);
+    order.node_groups = vec![CreateNodeGroup::new("w", Flavor::Xxs, 2)];
+    let view = world.platform.create_cluster(&owner(), order).await;
+    let id = view.unwrap().cluster.id;
+    world.advance(300).await;
+    let before = healed(&world, &id).await;
+    let vm = before.cluster.control_plane[0].id.clone();
+    let node = before.node_groups[0].nodes[1].id.to_string();
+    for dead in [&vm, &node] {
+        let dead = crate::infra::VmId(dead.clone());
+        world.cloud.kill_vm(&dead).await.unwrap();
+    }
+    world.advance(1).await;
+    let serves = || {
+        world.kubernetes.clusters.lock()[id.as_str()]
+            .control_plane
+            .serves()
+    };
+    assert!(!serves(), "the only apiserver is dead");
+    world.advance(140).await;
+    assert!(serves());
+    let after = healed(&world, &id).await;
+    assert_eq!(after.cluster.status, ClusterStatus::Active);
+    assert_eq!(after.cluster.control_plane.len(), 1);
+    assert_ne!(after.cluster.control_plane[0].id, vm);
+    assert_eq!(names(&after.node_groups[0]), ["w-node0", "w-node2"]);
+    assert_eq!(after.node_groups[0].current_node_count, 2);
+    assert_eq!(world.cloud.list_vms().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_serve_while_a_site_is_lost_and_move_to_the_others() {
+    let world = World::new().await;
+    let topology = Topology::DedicatedCompute {
+        flavor: Flavor::Xs,
+        replication_factor: 3,
+    };
+    let id = world.active_cluster(topology).await;
+    let lost = crate::infra::DatacenterState::Lost;
+    world
+        .cloud
+        .set_datacenter(Datacenter::Par2, lost)
+        .await
+        .unwrap();
+    for _ in 0..60 {
+        world.advance(5).await;
+        let known = world.kubernetes.clusters.lock()[id.as_str()].clone();
+        assert!(known.control_plane.apiserver.len() >= 2, "{known:?}");
+    }
+    let view = healed(&world, &id).await;
+    let sites: BTreeSet<Datacenter> = view
+        .cluster
+        .control_plane
+        .iter()
+        .map(|vm| vm.datacenter)
+        .collect();
+    assert_eq!(view.cluster.control_plane.len(), 3);
+    assert_eq!(sites, BTreeSet::from([Datacenter::Par1, Datacenter::Par3]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_under_load_grows_until_the_quota_and_says_so() {
+    let world = World::new().await;
+    let mut order = request("demo", SMALL);
+    order.features.autoscaling_enabled = true;
+    order.node_groups = vec![CreateNodeGroup {
+        min_node_count: Some(1),
+        max_node_count: Some(20),
+        ..CreateNodeGroup::new("w", Flavor::S, 1)
+    }];
+    let view = world.platform.create_cluster(&owner(), order).await;
+    let id = view.unwrap().cluster.id;
+    world.advance(300).await;
+    let mut sizes = vec![healed(&world, &id).await.node_groups[0].nodes.len()];
+    for _ in 0..3 {
+        let view = healed(&world, &id).await;
+        for node in &view.node_groups[0].nodes {
+            let load = crate::infra::Load {
+                cpu_millis: 8000,
+                memory_kib: 0,
+            };
+            let vm = crate::infra::VmId(node.id.to_string());
+            world.cloud.set_user_load(&vm, Some(load)).await.unwrap();
+        }
+        world.advance(400).await;
+        sizes.push(healed(&world, &id).await.node_groups[0].nodes.len());
+    }
+    // 8 GB of the control plane and two nodes of 12: a third would make 44 of 40.
+    assert_eq!(sizes, [1, 2, 2, 2]);
+    let known = world.kubernetes.clusters.lock()[id.as_str()].clone();
+    let told = |reason: &str| known.events.iter().filter(|(r, _)| r == reason).count();
+    assert_eq!((told("ScalingUp"), told("QuotaExceeded")), (1, 1));
+    world.check_invariants().await;
 }

@@ -6,29 +6,27 @@ use crate::infra::{Observed, Vm};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmState {
     Absent,
-    Provisioning {
-        outdated: bool,
-    },
-    /// `healthy`: the probes do not say otherwise.
+    Provisioning,
     Running {
         since: Timestamp,
-        outdated: bool,
+        /// What the health probes say: they take a while to change their mind.
         healthy: bool,
+        /// It answers at this instant.
+        reachable: bool,
     },
+    /// It never ran and never will.
     Failed,
     Deleting,
 }
 
 impl VmState {
-    /// `guest` is what should run inside.
-    pub fn of(vm: &Vm, guest: &serde_json::Value) -> VmState {
-        let outdated = vm.spec.guest != *guest;
+    pub fn of(vm: &Vm) -> VmState {
         match vm.observed {
-            Observed::Provisioning => VmState::Provisioning { outdated },
+            Observed::Provisioning => VmState::Provisioning,
             Observed::Running { since } => VmState::Running {
                 since,
-                outdated,
                 healthy: vm.is_healthy(),
+                reachable: vm.reachable,
             },
             Observed::Failed => VmState::Failed,
             Observed::Deleting => VmState::Deleting,
@@ -39,16 +37,19 @@ impl VmState {
         matches!(self, VmState::Running { .. })
     }
 
-    /// It runs and is healthy: what is on it works.
-    pub fn is_serving(self) -> bool {
+    pub fn is_healthy(self) -> bool {
         matches!(self, VmState::Running { healthy: true, .. })
     }
 
-    /// Something else than it should runs, or will run, inside.
-    pub fn is_outdated(self) -> bool {
+    /// Healthy, and it answers at this instant.
+    pub fn is_serving(self) -> bool {
         matches!(
             self,
-            VmState::Provisioning { outdated: true } | VmState::Running { outdated: true, .. }
+            VmState::Running {
+                healthy: true,
+                reachable: true,
+                ..
+            }
         )
     }
 }

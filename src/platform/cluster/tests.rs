@@ -5,6 +5,7 @@ use super::super::model::{
     ClusterId, ComponentConfig, Components, CreateCluster, Flavor, OwnerId, Topology,
 };
 use super::super::quota::Ledger;
+use super::super::replacement::Replica as _;
 use super::super::validation;
 use super::*;
 
@@ -30,9 +31,9 @@ fn cluster() -> Cluster {
 /// Everything that a cluster can want to see.
 fn all_there(cluster: &Cluster) -> Seen {
     let running = VmState::Running {
-        healthy: true,
         since: NOW,
-        outdated: false,
+        healthy: true,
+        reachable: true,
     };
     let vms = cluster.control_plane.iter();
     Seen {
@@ -45,8 +46,7 @@ fn all_there(cluster: &Cluster) -> Seen {
             ips: vec![String::from("192.0.2.1")],
             domain_name: String::from("x.test"),
         }),
-        node_groups: 0,
-        belongings: 0,
+        ..Seen::default()
     }
 }
 
@@ -64,6 +64,10 @@ fn run(cluster: &mut Cluster, seen: impl Fn(&Cluster) -> Seen) -> (Vec<String>, 
                 let step = step.map_or("", |step| step.as_str());
                 way.push(format!("{} {step}", cluster.status).trim_end().to_owned());
             }
+            // The certificates' turn is not waited for.
+            (None, Some(wake)) if wake > NOW.saturating_add(ROTATE_EVERY / 2) => {
+                return (way, NOW.until(now));
+            }
             (None, Some(wake)) => {
                 assert!(wake > now, "a wake that is due would spin");
                 now = wake;
@@ -77,7 +81,8 @@ fn run(cluster: &mut Cluster, seen: impl Fn(&Cluster) -> Seen) -> (Vec<String>, 
 #[test]
 fn a_creation_takes_its_steps() {
     let mut cluster = cluster();
-    let (way, took) = run(&mut cluster, all_there);
+    let (mut way, took) = run(&mut cluster, all_there);
+    way.dedup();
     assert_eq!(
         way,
         [
@@ -104,14 +109,22 @@ fn each_operation_has_its_steps() {
         cluster.status = status;
         cluster.requested_features.csi = csi;
         cluster.operation = Some(Operation::asked(kind, NOW));
-        assert_eq!(run(&mut cluster, all_there).0, expect, "{kind}");
+        let (mut way, _) = run(&mut cluster, |cluster| serving(cluster, &[]));
+        // Each VM that is replaced changes the record.
+        way.dedup();
+        assert_eq!(way, expect, "{kind}");
         assert_eq!(cluster.features.csi, csi);
     };
     check(
         OperationKind::Upgrade,
         ClusterStatus::ToUpgrade,
         false,
-        &["UPDATING CONTROL_PLANE_BUNDLE", "UPDATING PLUGIN", "ACTIVE"],
+        &[
+            "UPDATING CONTROL_PLANE_BUNDLE",
+            "UPDATING PLUGIN",
+            "UPDATING NODE_GROUP",
+            "ACTIVE",
+        ],
     );
     check(
         OperationKind::Redeploy,
@@ -166,6 +179,8 @@ fn vms_are_asked_for_until_they_are_there() {
         step: Some(Step::ControlPlaneBundle),
         started_at: NOW,
         due: NOW,
+        node_group: None,
+        outdated_nodes: 0,
     });
     let check = |states: [VmState; 2], acts: usize, goes_on: bool| {
         let vms = cluster.control_plane.iter().map(|vm| vm.id.clone());
@@ -176,13 +191,15 @@ fn vms_are_asked_for_until_they_are_there() {
         };
         let decision = decide(&cluster, &seen, NOW);
         assert_eq!(decision.acts.len(), acts, "{states:?}");
-        assert_eq!(decision.next.is_some(), goes_on, "{states:?}");
+        let next = decision.next;
+        let is_over = next.is_some_and(|next| next.deployed_step.is_some());
+        assert_eq!(is_over, goes_on, "{states:?}");
     };
-    let booting = VmState::Provisioning { outdated: false };
+    let booting = VmState::Provisioning;
     let running = VmState::Running {
-        healthy: true,
         since: NOW,
-        outdated: false,
+        healthy: true,
+        reachable: true,
     };
     check([VmState::Absent, VmState::Absent], 2, false);
     check([booting, VmState::Absent], 1, false);
@@ -256,4 +273,127 @@ fn ids_of_vms_follow_from_the_cluster() {
     let id: &ClusterId = &cluster.id;
     let expect = format!("vm_{}_control-plane_1", id.ulid());
     assert_eq!(cluster.control_plane[1].id, expect);
+}
+
+/// VMs that are made at once and go at once, but for the ones that are down.
+fn serving(cluster: &Cluster, down: &[&str]) -> Seen {
+    let mut seen = all_there(cluster);
+    for vm in &cluster.control_plane {
+        if down.contains(&vm.name.as_str()) {
+            let state = VmState::Running {
+                since: NOW,
+                healthy: false,
+                reachable: false,
+            };
+            seen.vms.insert(vm.id.clone(), state);
+        }
+        match &vm.life.leaving {
+            Some(leaving) if leaving.drained => drop(seen.vms.remove(&vm.id)),
+            Some(_) => drop(seen.drains.insert(vm.id.clone(), Drain::Drained)),
+            None => {}
+        }
+    }
+    seen
+}
+
+fn sites(cluster: &Cluster) -> BTreeSet<crate::infra::Datacenter> {
+    let counted = cluster.control_plane.iter().filter(|vm| vm.counts());
+    counted.map(|vm| vm.datacenter).collect()
+}
+
+#[test]
+fn a_replica_that_dies_is_replaced_at_its_site() {
+    for replication_factor in 1..=5 {
+        let mut cluster = cluster_of(Topology::DedicatedCompute {
+            flavor: Flavor::Xs,
+            replication_factor,
+        });
+        run(&mut cluster, all_there);
+        let before = sites(&cluster);
+        let (way, took) = run(&mut cluster, |cluster| {
+            serving(cluster, &["control-plane-0"])
+        });
+        assert!(way.iter().all(|status| status == "ACTIVE"), "{way:?}");
+        assert_eq!(took, super::super::replacement::PATIENCE);
+        let names: Vec<_> = cluster
+            .control_plane
+            .iter()
+            .map(|vm| vm.name.clone())
+            .collect();
+        let expect = (1..=replication_factor).map(|n| format!("control-plane-{n}"));
+        assert_eq!(names, expect.collect::<Vec<_>>());
+        assert!(cluster.control_plane.iter().all(|vm| vm.counts()));
+        assert_eq!(sites(&cluster), before);
+    }
+}
+
+#[test]
+fn an_update_renews_one_replica_of_a_role_at_a_time_and_always_serves() {
+    let mut cluster = cluster_of(Topology::Distributed {
+        components: Components::uniform(ComponentConfig {
+            flavor: Flavor::Xxs,
+            replication_factor: 2,
+        }),
+    });
+    run(&mut cluster, all_there);
+    cluster.status = ClusterStatus::ToUpgrade;
+    cluster.running_version = String::from("1.35");
+    for vm in &mut cluster.control_plane {
+        vm.version = String::from("1.35");
+    }
+    cluster.version = String::from("1.36");
+    cluster.operation = Some(Operation::asked(OperationKind::Upgrade, NOW));
+    run(&mut cluster, |cluster| {
+        for component in super::super::model::Component::ALL {
+            let own = cluster.control_plane.iter();
+            let own: Vec<_> = own.filter(|vm| vm.components == [component]).collect();
+            let new = own.iter().filter(|vm| vm.life.replaces.is_some()).count();
+            assert!(new <= 1, "two at once: {own:?}");
+        }
+        let seen = serving(cluster, &[]);
+        let working = control_plane::working(cluster, &seen.vms);
+        assert!(working.apiserver.len() >= 2, "{working:?}");
+        seen
+    });
+    assert_eq!(cluster.status, ClusterStatus::Active);
+    assert_eq!(cluster.running_version, "1.36");
+    assert_eq!(cluster.control_plane.len(), 10);
+    assert!(cluster.control_plane.iter().all(|vm| vm.version == "1.36"));
+}
+
+#[test]
+fn certificates_are_made_anew_every_ninety_days_while_all_is_well() {
+    let mut cluster = cluster();
+    run(&mut cluster, all_there);
+    let due = NOW.saturating_add(ROTATE_EVERY);
+    let early = decide(&cluster, &all_there(&cluster), Timestamp(due.0 - 1));
+    assert_eq!((early.acts, early.wake), (vec![], Some(due)));
+    let sick = decide(&cluster, &serving(&cluster, &["control-plane-0"]), due);
+    assert!(!sick.acts.contains(&Act::RotateCertificates));
+    let rotated = decide(&cluster, &all_there(&cluster), due);
+    assert_eq!(rotated.acts, [Act::RotateCertificates]);
+    assert_eq!(rotated.next.unwrap().certificates_rotated_at, due);
+}
+
+#[test]
+fn a_site_without_room_is_left_for_the_next_best() {
+    let mut cluster = cluster_of(Topology::DedicatedCompute {
+        flavor: Flavor::Xs,
+        replication_factor: 3,
+    });
+    let id = cluster.control_plane[0].id.clone();
+    let first = cluster.control_plane[0].datacenter;
+    control_plane::refuse(&mut cluster, &id, NOW);
+    assert_ne!(cluster.control_plane[0].datacenter, first);
+    assert_eq!(cluster.control_plane[0].life.retry_at, None);
+    control_plane::refuse(&mut cluster, &id, NOW);
+    control_plane::refuse(&mut cluster, &id, NOW);
+    assert!(
+        cluster.control_plane[0].life.retry_at > Some(NOW),
+        "a pause"
+    );
+    assert_eq!(
+        cluster.control_plane[0].datacenter, first,
+        "the best is tried again"
+    );
 }

@@ -1,21 +1,25 @@
 //! Deploys, updates and deletes clusters: see [`crate::platform::cluster`] for the rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
 use crate::infra::reflector::Change as Observed;
-use crate::infra::{self, NetworkKind, VmId, reflector};
-use crate::kubernetes::ControlPlane;
-use crate::platform::cluster::{self, Act, Seen};
+use crate::infra::{self, CloudError, NetworkKind, VmId, reflector};
+use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
+use crate::platform::cluster::{self, Act, Notice, Seen};
 use crate::platform::cluster_api::ClusterApiError;
+use crate::platform::control_plane;
+use crate::platform::deployment_event::Step;
 use crate::platform::error::PlatformError;
 use crate::platform::guest;
-use crate::platform::model::{Cluster, ClusterId, ClusterStatus, LoadBalancer, OwnerId};
+use crate::platform::model::{
+    Cluster, ClusterId, ClusterStatus, LoadBalancer, Node, NodeGroupId, OwnerId, TopologyKind,
+};
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
 use crate::platform::vm_state::VmState;
 
-use super::{ATTEMPTS, Context, Controller, Round};
+use super::{ATTEMPTS, Context, Controller, Round, drain};
 
 /// Size of the load balancer in front of an API server; two instances, two addresses.
 const LOAD_BALANCER_FLAVOR: &str = "XS-duo";
@@ -42,17 +46,39 @@ impl ClusterController {
         }
     }
 
-    fn observe(&self, cluster: &Cluster) -> Seen {
+    async fn observe(&self, cluster: &Cluster) -> Seen {
         let cloud = &self.context.cloud;
-        let vms = cluster.control_plane.iter().filter_map(|vm| {
-            let seen = cloud.get_vm(&VmId(vm.id.clone()))?;
-            let guest = guest::Guest::of_control_plane(cluster, vm).to_value();
-            Some((vm.id.clone(), VmState::of(&seen, &guest)))
-        });
+        let vms: BTreeMap<String, VmState> = cluster
+            .control_plane
+            .iter()
+            .filter_map(|vm| {
+                let seen = cloud.get_vm(&VmId(vm.id.clone()))?;
+                Some((vm.id.clone(), VmState::of(&seen)))
+            })
+            .collect();
+        let mut drains = BTreeMap::new();
+        let mut nodes = Vec::new();
+        for vm in &cluster.control_plane {
+            match &vm.node_name {
+                Some(name) => nodes.push((vm, name.as_str())),
+                // Nobody's pods are on it.
+                None => {
+                    drains.insert(vm.id.clone(), Drain::Drained);
+                }
+            }
+        }
+        let round = drain::round(&self.context, &cluster.id, nodes.into_iter(), &vms).await;
+        drains.extend(round);
         let groups = store::node_groups_of(&cluster.id);
         let load_balancers = store::load_balancers_of(&cluster.id);
         Seen {
-            vms: vms.collect(),
+            vms,
+            drains,
+            outdated: self.outdated(cluster),
+            taken_names: match cluster.topology.kind() {
+                TopologyKind::AllInOne => store::taken_names(&self.context.store.view, &cluster.id),
+                _ => BTreeSet::new(),
+            },
             network_group: cloud.network(&cluster.network_group_id).is_some(),
             load_balancer_network: cloud.network(&load_balancer_network_id(cluster)).is_some(),
             load_balancer: cloud
@@ -76,7 +102,32 @@ impl ClusterController {
         }
     }
 
-    async fn act(&self, cluster: &Cluster, act: &Act) -> Result<(), PlatformError> {
+    /// While workers are being replaced: whose turn it is, and how many are left.
+    fn outdated(&self, cluster: &Cluster) -> Option<(NodeGroupId, usize)> {
+        let operation = cluster.operation.as_ref()?;
+        if operation.step != Some(Step::NodeGroup) {
+            return None;
+        }
+        let groups = store::node_groups_of(&cluster.id);
+        self.context.store.view.with(|records| {
+            let mut found: Option<(NodeGroupId, usize)> = None;
+            for (_, stored) in reflector::under(records, &groups) {
+                let Record::NodeGroup(group) = stored.record.as_ref() else {
+                    continue;
+                };
+                let old = |node: &&Node| node.version != cluster.running_version;
+                let left = group.nodes.iter().filter(old).count();
+                if left > 0 && !group.is_going() {
+                    let (_, total) = found.get_or_insert_with(|| (group.id.clone(), 0));
+                    *total += left;
+                }
+            }
+            found
+        })
+    }
+
+    /// Whether it could be done: a site may have no room.
+    async fn act(&self, cluster: &Cluster, act: &Act) -> Result<bool, PlatformError> {
         let Context {
             cloud, kubernetes, ..
         } = &self.context;
@@ -102,13 +153,10 @@ impl ClusterController {
             }
             Act::SetKubernetesVersion(version) => kubernetes.set_version(id, version).await?,
             Act::CreateVm(vm) => {
-                cloud
-                    .create_vm(guest::control_plane_vm(cluster, vm))
-                    .await?;
-            }
-            Act::UpdateGuest(vm) => {
-                let guest = guest::Guest::of_control_plane(cluster, vm).to_value();
-                cloud.update_guest(&VmId(vm.id.clone()), &guest).await?;
+                match cloud.create_vm(guest::control_plane_vm(cluster, vm)).await {
+                    Err(CloudError::NoCapacity { .. }) => return Ok(false),
+                    outcome => drop(outcome?),
+                }
             }
             Act::CreateLoadBalancer => {
                 cloud
@@ -121,6 +169,7 @@ impl ClusterController {
                     )
                     .await?;
             }
+            Act::RotateCertificates => kubernetes.rotate_certificates(id).await?,
             Act::DeleteVm(vm) => cloud.delete_vm(&VmId(vm.clone())).await?,
             Act::DeleteKubernetes => {
                 kubernetes.delete_cluster(id).await?;
@@ -140,7 +189,23 @@ impl ClusterController {
                 }
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    async fn tell(&self, cluster: &Cluster, notices: &[Notice]) {
+        for notice in notices {
+            let kind = match notice.warning {
+                true => EventType::Warning,
+                false => EventType::Normal,
+            };
+            let (kubernetes, id) = (&self.context.kubernetes, cluster.id.as_str());
+            let (about, reason) = (EventSubject::Cluster, notice.reason);
+            let told = kubernetes.record_event(id, about, kind, reason, &notice.message);
+            // An API that is away has nobody to tell.
+            if let Err(error) = told.await {
+                tracing::debug!(%error, cluster = id, "an event could not be recorded");
+            }
+        }
     }
 
     async fn announce(
@@ -171,9 +236,9 @@ impl ClusterController {
     async fn record(
         &self,
         before: &Versioned<Cluster>,
-        decision: cluster::Decision,
+        decision: &cluster::Decision,
     ) -> Result<bool, PlatformError> {
-        let Some(mut next) = decision.next else {
+        let Some(mut next) = decision.next.clone() else {
             return Ok(true);
         };
         let mut change = Change::new();
@@ -182,11 +247,19 @@ impl ClusterController {
             let mut ledger = self.context.store.ledger(&next.owner).await?;
             ledger.value.release(next.id.as_str());
             change.ledger(&ledger)?;
-            for vm in &before.value.control_plane {
-                if let Some(name) = &vm.node_name {
-                    change.free_name(&next.id, name);
-                }
-            }
+        }
+        let names = |cluster: &Cluster| -> BTreeMap<String, String> {
+            let named = cluster.control_plane.iter();
+            named
+                .filter_map(|vm| Some((vm.node_name.clone()?, vm.id.clone())))
+                .collect()
+        };
+        let (old, new) = (names(&before.value), names(&next));
+        for (name, vm) in new.iter().filter(|(name, _)| !old.contains_key(*name)) {
+            change.take_name(&next.id, name, vm)?;
+        }
+        for name in old.keys().filter(|name| !new.contains_key(*name)) {
+            change.free_name(&next.id, name);
         }
         self.context.store.commit(change).await
     }
@@ -259,17 +332,23 @@ impl Controller for ClusterController {
                 };
                 // The view must not be behind the record: a group created before it is in view.
                 store.view.wait_for(cluster.read_at).await;
-                let seen = self.observe(&cluster.value);
-                let decision = cluster::decide(&cluster.value, &seen, store.clock.now());
+                let seen = self.observe(&cluster.value).await;
+                let now = store.clock.now();
+                let mut decision = cluster::decide(&cluster.value, &seen, now);
                 if let Some(working) = decision.control_plane.clone() {
                     self.announce(&cluster.value, working).await?;
                 }
-                for act in &decision.acts {
-                    self.act(&cluster.value, act).await?;
+                let acts = std::mem::take(&mut decision.acts);
+                for act in &acts {
+                    let done = self.act(&cluster.value, act).await?;
+                    if let (false, Act::CreateVm(vm)) = (done, act) {
+                        let next = decision.next.get_or_insert_with(|| cluster.value.clone());
+                        control_plane::refuse(next, &vm.id, now);
+                    }
                 }
-                let wake = decision.wake;
-                if self.record(&cluster, decision).await? {
-                    return Ok(wake);
+                if self.record(&cluster, &decision).await? {
+                    self.tell(&cluster.value, &decision.notices).await;
+                    return Ok(decision.wake);
                 }
             }
             Err(PlatformError::conflict(format!(

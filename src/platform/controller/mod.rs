@@ -3,7 +3,9 @@
 //!
 //! To add one: a file here, and a line in [`all`].
 
+mod autoscaler;
 mod cluster;
+mod drain;
 mod load_balancer;
 mod metering;
 mod node_group;
@@ -59,6 +61,7 @@ fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(cluster::ClusterController::new(context.clone())),
         Arc::new(node_group::NodeGroupController::new(context.clone())),
+        Arc::new(autoscaler::AutoscalerController::new(context.clone())),
         Arc::new(load_balancer::LoadBalancerController::new(context.clone())),
         Arc::new(orphan::OrphanController::new(context.clone())),
         Arc::new(metering::MeteringController::new(context.clone())),

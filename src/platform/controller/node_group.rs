@@ -1,18 +1,21 @@
 //! Creates, resizes and removes node groups: see [`crate::platform::node_group`] for the rules.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::infra::reflector::{self, Change as Observed};
-use crate::infra::{self, VmId};
+use crate::infra::{self, CloudError, VmId};
+use crate::kubernetes::{EventSubject, EventType};
 use crate::platform::error::PlatformError;
 use crate::platform::guest;
-use crate::platform::model::{Cluster, ClusterId, NodeGroup, NodeGroupId, NodeGroupStatus};
-use crate::platform::node_group::{self, Act, Seen};
+use crate::platform::model::{
+    Cluster, ClusterId, ClusterStatus, NodeGroup, NodeGroupId, NodeGroupStatus,
+};
+use crate::platform::node_group::{self, Act, Notice, Seen};
 use crate::platform::quota::Resources;
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
 use crate::platform::vm_state::VmState;
 
-use super::{ATTEMPTS, Context, Controller, Round};
+use super::{ATTEMPTS, Context, Controller, Round, drain};
 
 pub(super) struct NodeGroupController {
     context: Context,
@@ -23,57 +26,74 @@ impl NodeGroupController {
         NodeGroupController { context }
     }
 
-    fn observe(&self, cluster: &Cluster, group: &NodeGroup) -> Seen {
-        let vms = group.nodes.iter().filter_map(|node| {
-            let seen = self.context.cloud.get_vm(&VmId(node.id.to_string()))?;
-            let guest = guest::Guest::of_node(cluster, group, node).to_value();
-            Some((node.id.to_string(), VmState::of(&seen, &guest)))
-        });
-        let names = store::node_names_of(&cluster.id);
-        let taken: BTreeSet<String> = self.context.store.view.with(|records| {
-            reflector::under(records, &names)
-                .map(|(key, _)| key[names.len()..].to_owned())
-                .collect()
-        });
+    async fn observe(&self, cluster: &Cluster, group: &NodeGroup) -> Seen {
+        let vms: BTreeMap<String, VmState> = group
+            .nodes
+            .iter()
+            .filter_map(|node| {
+                let seen = self.context.cloud.get_vm(&VmId(node.id.to_string()))?;
+                Some((node.id.to_string(), VmState::of(&seen)))
+            })
+            .collect();
+        let nodes = group.nodes.iter().map(|node| (node, node.name.as_str()));
+        let drains = drain::round(&self.context, &cluster.id, nodes, &vms).await;
+        let operation = cluster.operation.as_ref();
+        let rolls = operation.is_some_and(|going| going.node_group.as_ref() == Some(&group.id));
         Seen {
-            vms: vms.collect(),
+            vms,
+            drains,
             cluster_takes_nodes: cluster.can_take_nodes(),
             cluster_is_going: cluster.is_going(),
-            taken_names: taken,
+            version: cluster.running_version.clone(),
+            rolls: rolls && cluster.status != ClusterStatus::Failed,
+            taken_names: store::taken_names(&self.context.store.view, &cluster.id),
         }
     }
 
+    /// Whether it could be done: a site may have no room.
     async fn act(
         &self,
         cluster: &Cluster,
         group: &NodeGroup,
         act: &Act,
-    ) -> Result<(), PlatformError> {
+    ) -> Result<bool, PlatformError> {
         let cloud = &self.context.cloud;
         match act {
             Act::CreateVm(node) => {
-                cloud
-                    .create_vm(guest::node_vm(cluster, group, node))
-                    .await?;
-            }
-            Act::UpdateGuest(node) => {
-                let guest = guest::Guest::of_node(cluster, group, node).to_value();
-                cloud
-                    .update_guest(&VmId(node.id.to_string()), &guest)
-                    .await?;
+                match cloud.create_vm(guest::node_vm(cluster, group, node)).await {
+                    Err(CloudError::NoCapacity { .. }) => return Ok(false),
+                    outcome => drop(outcome?),
+                }
             }
             Act::DeleteVm(id) => cloud.delete_vm(&VmId(id.to_string())).await?,
         }
-        Ok(())
+        Ok(true)
+    }
+
+    async fn tell(&self, group: &NodeGroup, notices: &[Notice]) {
+        for notice in notices {
+            let about = EventSubject::NodeGroup(group.name.clone());
+            let kind = match notice.warning {
+                true => EventType::Warning,
+                false => EventType::Normal,
+            };
+            let kubernetes = &self.context.kubernetes;
+            let id = group.cluster.as_str();
+            let told = kubernetes.record_event(id, about, kind, notice.reason, &notice.message);
+            // An API that is away has nobody to tell.
+            if let Err(error) = told.await {
+                tracing::debug!(%error, cluster = id, "an event could not be recorded");
+            }
+        }
     }
 
     /// Whether the change was made.
     async fn record(
         &self,
         before: &Versioned<NodeGroup>,
-        decision: node_group::Decision,
+        decision: &node_group::Decision,
     ) -> Result<bool, PlatformError> {
-        let Some(mut next) = decision.next else {
+        let Some(mut next) = decision.next.clone() else {
             return Ok(true);
         };
         let store = &self.context.store;
@@ -105,7 +125,7 @@ impl NodeGroupController {
 }
 
 /// Cluster and id from the key of a node group's record.
-fn parse(key: &str) -> Option<(ClusterId, NodeGroupId)> {
+pub(super) fn parse(key: &str) -> Option<(ClusterId, NodeGroupId)> {
     let (cluster, id) = key.strip_prefix(store::NODE_GROUPS)?.split_once('/')?;
     Some((cluster.parse().ok()?, id.parse().ok()?))
 }
@@ -159,15 +179,20 @@ impl Controller for NodeGroupController {
                 };
                 // Names taken before the record was read must be in view.
                 store.view.wait_for(cluster.read_at).await;
-                let seen = self.observe(&cluster.value, &group.value);
+                let seen = self.observe(&cluster.value, &group.value).await;
                 let now = store.clock.now();
-                let decision = node_group::decide(&group.value, &seen, now, self.context.seed);
-                for act in &decision.acts {
-                    self.act(&cluster.value, &group.value, act).await?;
+                let mut decision = node_group::decide(&group.value, &seen, now, self.context.seed);
+                let acts = std::mem::take(&mut decision.acts);
+                for act in &acts {
+                    let done = self.act(&cluster.value, &group.value, act).await?;
+                    if let (false, Act::CreateVm(node)) = (done, act) {
+                        let next = decision.next.get_or_insert_with(|| group.value.clone());
+                        node_group::refuse(next, node.id.as_str(), now);
+                    }
                 }
-                let wake = decision.wake;
-                if self.record(&group, decision).await? {
-                    return Ok(wake);
+                if self.record(&group, &decision).await? {
+                    self.tell(&group.value, &decision.notices).await;
+                    return Ok(decision.wake);
                 }
             }
             Err(PlatformError::conflict(format!(

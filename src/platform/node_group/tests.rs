@@ -31,11 +31,18 @@ struct World {
     vms: BTreeMap<String, Simulated>,
     taken: BTreeSet<String>,
     statuses: Vec<NodeGroupStatus>,
+    version: String,
+    /// The next so many VMs do not come to run.
+    boots_fail: u32,
 }
 
 struct Simulated {
     running: Timestamp,
     gone: Option<Timestamp>,
+    /// It does not answer.
+    down: bool,
+    /// It never comes to run.
+    fails: bool,
 }
 
 const BOOT: Duration = Duration::from_secs(45);
@@ -49,18 +56,21 @@ impl World {
             group: Some(group),
             vms: BTreeMap::new(),
             taken: BTreeSet::new(),
+            version: String::from("1.35"),
+            boots_fail: 0,
         }
     }
 
     fn seen(&self) -> Seen {
         let state = |vm: &Simulated| match vm.gone {
             Some(_) => VmState::Deleting,
+            None if vm.fails && vm.running <= self.now => VmState::Failed,
             None if vm.running <= self.now => VmState::Running {
-                healthy: true,
                 since: vm.running,
-                outdated: false,
+                healthy: !vm.down,
+                reachable: !vm.down,
             },
-            None => VmState::Provisioning { outdated: false },
+            None => VmState::Provisioning,
         };
         Seen {
             vms: self
@@ -71,6 +81,13 @@ impl World {
             cluster_takes_nodes: true,
             cluster_is_going: false,
             taken_names: self.taken.clone(),
+            version: self.version.clone(),
+            rolls: true,
+            drains: self
+                .vms
+                .keys()
+                .map(|id| (id.clone(), Drain::Drained))
+                .collect(),
         }
     }
 
@@ -90,9 +107,13 @@ impl World {
                         group.nodes.iter().any(|known| known.id == node.id),
                         "a VM is asked for before its node is recorded"
                     );
+                    let fails = self.boots_fail > 0;
+                    self.boots_fail = self.boots_fail.saturating_sub(1);
                     self.vms.entry(node.id.to_string()).or_insert(Simulated {
                         running: self.now.saturating_add(BOOT),
                         gone: None,
+                        down: false,
+                        fails,
                     });
                 }
                 Act::DeleteVm(id) => {
@@ -100,7 +121,6 @@ impl World {
                         vm.gone.get_or_insert(self.now.saturating_add(GO));
                     }
                 }
-                Act::UpdateGuest(_) => {}
             }
         }
         let changed = decision.next.is_some();
@@ -128,6 +148,7 @@ impl World {
             while self.round() {
                 rounds += 1;
                 assert!(rounds < 50, "no rest: {:?}", self.group);
+                self.check();
             }
             self.now = self.now.saturating_add(Duration::from_secs(1));
         }
@@ -143,6 +164,27 @@ impl World {
             .iter()
             .map(|node| node.name.as_str())
             .collect()
+    }
+
+    /// Sets whether the node's VM answers.
+    fn set_down(&mut self, name: &str, down: bool) {
+        let node = self.group().nodes.iter().find(|node| node.name == name);
+        let id = node.expect("the node is there").id.to_string();
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.down = down;
+        }
+    }
+
+    /// What holds at any instant.
+    fn check(&self) {
+        let Some(group) = &self.group else { return };
+        let new = group.nodes.iter().filter(|n| n.life.replaces.is_some());
+        assert!(new.count() <= 1, "two changes at once: {group:?}");
+        let target = usize::try_from(group.target_node_count).unwrap();
+        let counted = group.nodes.iter().filter(|node| node.counts()).count();
+        if group.status == NodeGroupStatus::Ready {
+            assert!(counted <= target, "more than asked for: {group:?}");
+        }
     }
 
     fn resize(&mut self, target: u32) {
@@ -245,6 +287,137 @@ fn names_of_others_are_left_to_them() {
         .expect("nodes are added");
     let names: Vec<_> = next.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["w-node1", "w-node3"]);
+}
+
+#[test]
+fn a_node_that_dies_is_replaced_once_its_successor_has_joined() {
+    let mut world = World::new(group("w", 2));
+    world.run(100);
+    world.set_down("w-node1", true);
+    world.run(20);
+    assert_eq!(world.names(), ["w-node0", "w-node1"], "patience");
+    assert_eq!(world.group().nodes[1].status, NodeStatus::Failed);
+    assert_eq!(world.group().current_node_count, 1);
+    world.run(2);
+    assert_eq!(world.names(), ["w-node0", "w-node1", "w-node2"]);
+    world.run(57);
+    assert_eq!(world.group().nodes[1].status, NodeStatus::Draining);
+    assert_eq!(world.group().current_node_count, 2);
+    world.run(40);
+    assert_eq!(world.names(), ["w-node0", "w-node2"]);
+    assert_eq!(world.group().status, NodeGroupStatus::Ready);
+    assert_eq!(world.vms.len(), 2);
+}
+
+#[test]
+fn a_node_that_recovers_in_time_stays_and_one_that_does_not_goes() {
+    let mut world = World::new(group("w", 1));
+    world.run(100);
+    for _ in 0..10 {
+        world.set_down("w-node0", true);
+        world.run(15);
+        world.set_down("w-node0", false);
+        world.run(15);
+    }
+    assert_eq!(world.names(), ["w-node0"]);
+    world.set_down("w-node0", true);
+    world.run(30);
+    world.set_down("w-node0", false);
+    world.run(150);
+    assert_eq!(world.names(), ["w-node1"], "the successor is kept");
+    assert_eq!(world.vms.len(), 1);
+}
+
+#[test]
+fn nodes_that_do_not_start_make_room_for_others_after_growing_pauses() {
+    let mut world = World::new(group("w", 2));
+    world.boots_fail = 3;
+    world.run(400);
+    assert_eq!(world.group().status, NodeGroupStatus::Ready);
+    assert_eq!(world.vms.len(), 2);
+    world.boots_fail = 2;
+    let name = world.names()[0].to_owned();
+    world.set_down(&name, true);
+    world.run(400);
+    assert_eq!(world.group().current_node_count, 2);
+    assert_eq!(world.group().nodes.len(), 2);
+    assert_eq!(world.group().tries, Default::default());
+}
+
+#[test]
+fn a_group_whose_nodes_never_start_is_failed_until_they_do() {
+    let mut world = World::new(group("w", 1));
+    world.boots_fail = FAILED_AFTER;
+    world.run(400);
+    assert_eq!(world.group().status, NodeGroupStatus::Failed);
+    world.run(600);
+    assert_eq!(world.group().status, NodeGroupStatus::Ready);
+}
+
+#[test]
+fn another_version_renews_one_node_at_a_time_and_a_resize_meanwhile_is_kept() {
+    let mut world = World::new(group("w", 3));
+    world.run(100);
+    world.version = String::from("1.36");
+    for _ in 0..100 {
+        world.run(1);
+        let serving = world.group().nodes.iter().filter(|n| n.life.served).count();
+        assert!(serving >= 3);
+    }
+    world.resize(5);
+    world.run(800);
+    assert_eq!(world.group().nodes.len(), 5);
+    assert!(world.group().nodes.iter().all(|n| n.version == "1.36"));
+    assert_eq!(world.group().status, NodeGroupStatus::Ready);
+}
+
+#[test]
+fn a_resize_takes_the_dead_first_and_their_successors_with_them() {
+    let mut world = World::new(group("w", 3));
+    world.run(100);
+    world.set_down("w-node0", true);
+    world.run(30);
+    assert_eq!(world.group().nodes.len(), 4);
+    world.resize(2);
+    world.run(200);
+    assert_eq!(world.names(), ["w-node1", "w-node2"]);
+    assert_eq!(world.vms.len(), 2);
+}
+
+proptest! {
+    // A case is hours of simulated time, a second at a time.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn whatever_fails_it_comes_to_rest_as_asked(
+        faults in proptest::collection::vec((0u8..6, 0usize..8, 1u64..120), 1..30),
+    ) {
+        let mut world = World::new(group("w", 3));
+        world.run(100);
+        let mut target = 3;
+        for (what, which, seconds) in faults {
+            let names: Vec<String> = world.names().into_iter().map(str::to_owned).collect();
+            let name = names.get(which % names.len().max(1)).cloned();
+            match (what, name) {
+                (0 | 1, Some(name)) => world.set_down(&name, true),
+                (2, Some(name)) => world.set_down(&name, false),
+                (3, _) => world.boots_fail += 1,
+                (4, _) => world.version = format!("1.{which}"),
+                _ if world.group().status == NodeGroupStatus::Ready => {
+                    target = u32::try_from(which).unwrap();
+                    world.resize(target);
+                }
+                _ => {}
+            }
+            world.run(seconds);
+        }
+        world.run(7200);
+        world.check();
+        prop_assert_eq!(world.group().status, NodeGroupStatus::Ready);
+        prop_assert_eq!(world.group().current_node_count, target);
+        prop_assert_eq!(world.vms.len(), world.group().nodes.len());
+        prop_assert!(world.group().nodes.iter().all(|node| node.version == world.version));
+    }
 }
 
 proptest! {

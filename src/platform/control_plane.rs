@@ -1,0 +1,290 @@
+//! The VMs of a control plane: which roles there are, how each is filled, healed and rolled, and which
+//! components work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::infra::Datacenter;
+use crate::kubernetes::{ControlPlane, Drain};
+
+use super::model::{
+    Cluster, ClusterId, Component, ControlPlaneVm, Flavor, RolePool, Topology, TopologyKind,
+};
+use super::placement;
+use super::replacement::{self, Lifecycle, Reason, Replica, Sight, Tries};
+use super::vm_state::VmState;
+
+/// Name of the role whose VMs host everything, and of the group that ALL_IN_ONE's make, as nodes.
+const BUNDLE: &str = "control-plane";
+
+/// VMs that host the same components.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    pub name: &'static str,
+    /// Its place among the cluster's roles.
+    pub index: usize,
+    pub flavor: Flavor,
+    pub replicas: usize,
+    pub components: Vec<Component>,
+}
+
+/// The roles of a topology, in a fixed order.
+pub fn roles(topology: &Topology) -> Vec<Role> {
+    match topology {
+        Topology::AllInOne {
+            flavor,
+            replication_factor,
+        }
+        | Topology::DedicatedCompute {
+            flavor,
+            replication_factor,
+        } => vec![Role {
+            name: BUNDLE,
+            index: 0,
+            flavor: *flavor,
+            replicas: usize::from(*replication_factor),
+            components: Component::ALL.to_vec(),
+        }],
+        Topology::Distributed { components } => Component::ALL
+            .into_iter()
+            .enumerate()
+            .map(|(index, component)| {
+                let config = components.get(component);
+                Role {
+                    name: component.name(),
+                    index,
+                    flavor: config.flavor,
+                    replicas: usize::from(config.replication_factor),
+                    components: vec![component],
+                }
+            })
+            .collect(),
+    }
+}
+
+fn node_name(kind: TopologyKind, number: u32) -> Option<String> {
+    (kind == TopologyKind::AllInOne).then(|| format!("{BUNDLE}-node{number}"))
+}
+
+/// Another VM of the role. It takes the lowest number whose names are free.
+fn new_vm(
+    id: &ClusterId,
+    kind: TopologyKind,
+    role: &Role,
+    pool: &mut RolePool,
+    taken: &BTreeSet<String>,
+    own: &[ControlPlaneVm],
+    datacenter: Option<Datacenter>,
+) -> ControlPlaneVm {
+    let is_free = |number: &u32| {
+        let used = own.iter().any(|vm| vm.number == *number);
+        !used && node_name(kind, *number).is_none_or(|name| !taken.contains(&name))
+    };
+    let number = (0..=u32::MAX).find(is_free).unwrap_or(u32::MAX);
+    let place = usize::try_from(number).unwrap_or(0);
+    let allocated = pool.allocated;
+    pool.allocated += 1;
+    ControlPlaneVm {
+        id: format!("vm_{}_{}_{allocated}", id.ulid(), role.name),
+        name: format!("{}-{number}", role.name),
+        number,
+        flavor: role.flavor,
+        datacenter: datacenter
+            .unwrap_or_else(|| placement::of_replica(id, kind, role.index, place)),
+        components: role.components.clone(),
+        node_name: node_name(kind, number),
+        version: String::new(),
+        generation: 0,
+        life: Lifecycle::default(),
+    }
+}
+
+/// The VMs that a control plane begins with.
+pub fn first_vms(
+    id: &ClusterId,
+    topology: &Topology,
+    version: &str,
+) -> (Vec<ControlPlaneVm>, BTreeMap<String, RolePool>) {
+    let (mut vms, mut pools) = (Vec::new(), BTreeMap::new());
+    for role in roles(topology) {
+        let mut pool = RolePool::default();
+        let mut own: Vec<ControlPlaneVm> = Vec::new();
+        for _ in 0..role.replicas {
+            let kind = topology.kind();
+            let taken = BTreeSet::new();
+            let mut vm = new_vm(id, kind, &role, &mut pool, &taken, &own, None);
+            version.clone_into(&mut vm.version);
+            own.push(vm);
+        }
+        vms.extend(own);
+        pools.insert(role.name.to_owned(), pool);
+    }
+    (vms, pools)
+}
+
+/// What is seen of a control plane.
+pub struct View<'a> {
+    pub now: Timestamp,
+    pub vms: &'a BTreeMap<String, VmState>,
+    pub drains: &'a BTreeMap<String, Drain>,
+    /// Names of nodes in the cluster, of any group.
+    pub taken_names: &'a BTreeSet<String>,
+    /// Whether VMs that are not of the wanted version and generation are replaced.
+    pub rolls: bool,
+    pub version: &'a str,
+}
+
+/// What there is to do, and to tell.
+#[derive(Debug, Default)]
+pub struct Upkeep {
+    pub create: Vec<ControlPlaneVm>,
+    pub delete: Vec<String>,
+    /// What happened, for people; and whether it is bad.
+    pub news: Vec<(String, bool)>,
+    /// A change of one VM came to its end.
+    pub progress: bool,
+    /// As many VMs as are asked for serve, all as they should be, and nothing changes.
+    pub at_rest: bool,
+    pub wake: Option<Timestamp>,
+}
+
+/// Fills, heals and rolls the VMs of `next`.
+pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
+    let mut upkeep = Upkeep {
+        at_rest: true,
+        ..Upkeep::default()
+    };
+    let kind = next.topology.kind();
+    let rule = placement::Rule::of_control_plane(kind);
+    let mut vms = Vec::with_capacity(next.control_plane.len());
+    for role in roles(&next.topology) {
+        let is_own = |vm: &ControlPlaneVm| vm.components == role.components;
+        let all = std::mem::take(&mut next.control_plane);
+        let (mut own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_own);
+        next.control_plane = others;
+        let mut pool = next.pools.remove(role.name).unwrap_or_default();
+        let sight = Sight {
+            now: view.now,
+            vms: view.vms,
+            drains: view.drains,
+            join: Duration::ZERO,
+        };
+        let walk = replacement::walk(&mut own, &mut pool.tries, &sight);
+        let create = own.iter().filter(|vm| walk.create.contains(&vm.id));
+        upkeep.create.extend(create.cloned());
+        upkeep.delete.extend(walk.delete);
+        upkeep.progress |= !walk.took_over.is_empty();
+        for name in walk.failed {
+            let news = format!("{name} did not start: another takes its place");
+            upkeep.news.push((news, true));
+        }
+        for (new, old) in walk.took_over {
+            let news = format!("{new} serves: {old} is drained and deleted");
+            upkeep.news.push((news, false));
+        }
+        for vm in walk.struck {
+            if let Some(by) = vm.life.leaving.and_then(|leaving| leaving.replaced_by) {
+                let news = format!("{} is replaced by {by}", vm.name);
+                upkeep.news.push((news, false));
+            }
+        }
+        let add = |own: &mut Vec<ControlPlaneVm>, pool: &mut RolePool, site, replaces| {
+            let taken = view.taken_names;
+            let mut vm = new_vm(&next.id, kind, &role, pool, taken, own, site);
+            view.version.clone_into(&mut vm.version);
+            vm.generation = next.generation;
+            vm.life.replaces = replaces;
+            let name = vm.name.clone();
+            own.push(vm);
+            name
+        };
+        let sites = |own: &[ControlPlaneVm], without: Option<usize>| -> Vec<Datacenter> {
+            let others = own.iter().enumerate().filter(|(i, _)| Some(*i) != without);
+            let staying = others.filter(|(_, vm)| !vm.is_leaving());
+            staying.map(|(_, vm)| vm.datacenter).collect()
+        };
+        let open = BTreeSet::from(Datacenter::ALL);
+        let counted = own.iter().filter(|vm| vm.counts()).count();
+        if counted < role.replicas && pool.tries.may_try(view.now) {
+            for _ in counted..role.replicas {
+                let first = placement::of_replica(&next.id, kind, role.index, own.len());
+                let site = placement::choose(rule, first, &sites(&own, None), &open);
+                add(&mut own, &mut pool, site, None);
+            }
+        }
+        let outdated = |vm: &ControlPlaneVm| {
+            view.rolls && (vm.version != view.version || vm.generation != next.generation)
+        };
+        if let Some((index, reason)) = replacement::to_replace(&own, &pool.tries, &sight, outdated)
+        {
+            let old = &own[index];
+            let (old_id, old_name) = (old.id.clone(), old.name.clone());
+            let site = placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open);
+            let name = add(&mut own, &mut pool, site, Some(old_id));
+            let why = match reason {
+                Reason::Unhealthy => "does not answer",
+                Reason::Outdated => "is to be renewed",
+            };
+            let news = format!("{old_name} {why}: {name} is to take its place");
+            upkeep.news.push((news, reason == Reason::Unhealthy));
+        }
+        let at_rest = replacement::is_at_rest(&own, role.replicas, &sight);
+        if at_rest {
+            pool.tries = Tries::default();
+        }
+        upkeep.at_rest &= at_rest && !own.iter().any(|vm| vm.counts() && outdated(vm));
+        let later = pool.tries.not_before.filter(|at| *at > view.now);
+        for at in walk.wake.into_iter().chain(later) {
+            upkeep.wake = Some(upkeep.wake.map_or(at, |wake| wake.min(at)));
+        }
+        own.sort_by_key(|vm| vm.number);
+        vms.extend(own);
+        next.pools.insert(role.name.to_owned(), pool);
+    }
+    next.control_plane = vms;
+    upkeep
+}
+
+/// Has the site of a VM refused it for want of room.
+pub fn refuse(next: &mut Cluster, id: &str, now: Timestamp) {
+    let rule = placement::Rule::of_control_plane(next.topology.kind());
+    let Some(vm) = next.control_plane.iter().find(|vm| vm.id == id) else {
+        return;
+    };
+    let components = vm.components.clone();
+    let role = roles(&next.topology)
+        .into_iter()
+        .find(|role| role.components == components);
+    let Some(role) = role else { return };
+    let all = std::mem::take(&mut next.control_plane);
+    let is_own = |vm: &ControlPlaneVm| vm.components == role.components;
+    let (mut own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_own);
+    let pool = next.pools.entry(role.name.to_owned()).or_default();
+    replacement::refuse(&mut own, &mut pool.tries, id, rule, now);
+    next.control_plane = others;
+    next.control_plane.extend(own);
+    let place = |vm: &ControlPlaneVm| vm.components.first().copied();
+    next.control_plane.sort_by_key(|vm| (place(vm), vm.number));
+}
+
+/// The instances of each component whose VM works.
+pub fn working(cluster: &Cluster, vms: &BTreeMap<String, VmState>) -> ControlPlane {
+    let mut working = ControlPlane::default();
+    for vm in &cluster.control_plane {
+        if !vms.get(&vm.id).is_some_and(|state| state.is_serving()) {
+            continue;
+        }
+        for component in &vm.components {
+            let instances = match component {
+                Component::Apiserver => &mut working.apiserver,
+                Component::ControllerManager => &mut working.controller_manager,
+                Component::Scheduler => &mut working.scheduler,
+                Component::NodeGroupOperator => &mut working.node_group_operator,
+                Component::CloudControllerManager => &mut working.cloud_controller_manager,
+            };
+            instances.push(vm.name.clone());
+        }
+    }
+    working
+}
