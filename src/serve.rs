@@ -20,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::clever::account::{Accounts, Seed};
 use crate::clever::cluster_token::ClusterTokens;
-use crate::clever::{self, CleverConfig};
+use crate::clever::{self, CleverConfig, SimulationConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::etcd::ListenUrl;
 use crate::config::store::StoreUrl;
@@ -186,6 +186,13 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             cluster_tokens: cluster_tokens.clone(),
             public_url: addresses.http_url(),
             keyspaces,
+            simulation: SimulationConfig {
+                cloud: cloud.clone(),
+                seed: config.seed,
+                shared_store: database.is_shared(),
+                public_host: config.public_host.clone(),
+                shutdown: shutdown.clone(),
+            },
         });
         let actors = Actors {
             platform: platform.clone(),

@@ -8,6 +8,7 @@
 //! a foreign owner and a load balancer over the quota of addresses, and a 5xx would be retried by the Go
 //! client), and a malformed identifier in a path is a 404 like any other unknown one.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
@@ -22,7 +23,7 @@ use crate::platform::error::PlatformError;
 pub struct ApiError {
     pub status: StatusCode,
     /// `clever.core.…`; for the authentication bridge a bare word.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     pub context: ErrorContext,
     pub message: String,
 }
@@ -61,10 +62,14 @@ pub const LOAD_BALANCER: &str = "LoadBalancer";
 pub const QUOTA_EXCEEDED: &str = "clever.core.quota-exceeded";
 
 impl ApiError {
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
+    pub fn new(
+        status: StatusCode,
+        code: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> ApiError {
         ApiError {
             status,
-            code,
+            code: code.into(),
             context: ErrorContext::Empty,
             message: message.into(),
         }

@@ -38,12 +38,14 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use crate::clever::account::Accounts;
 use crate::clever::cli_token::Grants;
 use crate::clever::cluster_token::ClusterTokens;
+use crate::clever::simulation::Simulation;
 use crate::clever::transport::RequestIds;
 use crate::clock::Clock;
 use crate::etcd::client::{Client, SharedKeyspaces};
 use crate::platform::Platform;
 
 pub use server::serve;
+pub use simulation::SimulationConfig;
 
 /// What the API stands on.
 pub struct CleverConfig {
@@ -56,6 +58,7 @@ pub struct CleverConfig {
     pub public_url: String,
     /// Where API tokens are kept; in a keyspace of their own.
     pub keyspaces: SharedKeyspaces,
+    pub simulation: SimulationConfig,
 }
 
 /// What every handler can reach. Cheap to clone.
@@ -68,12 +71,15 @@ struct Clever {
     public_url: Arc<str>,
     grants: Grants,
     store: Client,
+    simulation: Simulation,
 }
 
 /// The whole API.
 pub fn router(config: CleverConfig) -> Router {
     let request_ids = RequestIds::new(config.clock.clone());
+    let simulation = Simulation::start(config.simulation, &config.platform, &config.clock);
     let clever = Clever {
+        simulation,
         platform: config.platform,
         clock: config.clock,
         accounts: Arc::new(config.accounts),
@@ -103,6 +109,8 @@ pub fn router(config: CleverConfig) -> Router {
         .method_not_allowed_fallback(transport::wrong_method)
         .layer(DefaultBodyLimit::max(transport::BODY_LIMIT_BYTES))
         .layer(from_fn(transport::outlive_the_client))
+        .layer(from_fn_with_state(clever.clone(), simulation::inject))
+        .layer(from_fn_with_state(clever.clone(), simulation::guard))
         .layer(from_fn_with_state(request_ids, transport::finish))
         .with_state(clever);
     Router::new().fallback_service(transport::rewriting(resources))

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::infra::{Inventory, Requested, Vm};
@@ -17,7 +18,7 @@ use super::quota::{Ledger, Resources};
 use super::store::{CloudOwner, Record};
 
 /// A rule that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Violation {
     /// Name of the rule.
@@ -51,7 +52,7 @@ impl Snapshot {
                 Record::LoadBalancer(load_balancer) => {
                     snapshot.load_balancers.push(load_balancer.clone());
                 }
-                Record::NodeName(_) => {}
+                Record::NodeName(_) | Record::Event(_) => {}
             }
         }
         snapshot

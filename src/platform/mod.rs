@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
 use crate::infra::Cloud;
-use crate::infra::reflector::Reflector;
+use crate::infra::reflector::{Observer, Reflector};
 use crate::infra::work_queue::Workers;
 use crate::leader::Term;
 
@@ -97,8 +97,14 @@ impl Platform {
     pub async fn start(config: PlatformConfig) -> Result<Platform> {
         let client = config.keyspaces.client(KEYSPACE);
         let cancel = CancellationToken::new();
-        let view =
-            Reflector::start(client.clone(), store::decode, &config.clock, cancel.clone()).await?;
+        let view = Reflector::start_keeping(
+            client.clone(),
+            store::decode,
+            store::Record::is_held,
+            &config.clock,
+            cancel.clone(),
+        )
+        .await?;
         let context = Context {
             store: Store {
                 client,
@@ -122,6 +128,11 @@ impl Platform {
     /// Starts the controllers: they go on where the last ones were.
     pub fn act(&self, term: &Term) -> Workers {
         controller::start(&self.inner.context, term)
+    }
+
+    /// Tells of every record, and of every change of one; of an event when it comes.
+    pub fn observe(&self, observer: Observer<store::Record>) {
+        self.store().view.observe(observer);
     }
 
     /// Ends every watch: nothing is seen here any more.

@@ -125,14 +125,23 @@ impl std::fmt::Display for CloudOwner {
     }
 }
 
-/// A record that the platform keeps in view. Events are not among them: they are read when asked for.
-#[derive(Clone, Debug)]
+/// A record of the platform. Events are not held in view, only told of when they come: they are read when
+/// asked for.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
 pub enum Record {
     Cluster(Cluster),
     NodeGroup(NodeGroup),
     NodeName(String),
     Ledger(Ledger),
     LoadBalancer(ServiceLoadBalancer),
+    Event(DeploymentEvent),
+}
+
+impl Record {
+    pub fn is_held(&self) -> bool {
+        !matches!(self, Record::Event(_))
+    }
 }
 
 pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
@@ -151,6 +160,8 @@ pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value).map(Record::Ledger)
     } else if key.starts_with(LOAD_BALANCERS) {
         read(key, value).map(Record::LoadBalancer)
+    } else if key.starts_with(EVENTS) {
+        read(key, value).map(Record::Event)
     } else {
         None
     }

@@ -32,6 +32,8 @@ mod nodegroup_resource;
 mod options;
 mod readme;
 mod rejections;
+mod scenarios;
 mod sharing;
+mod simulation;
 mod topologies;
 mod transport;

@@ -3,11 +3,12 @@
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::*;
 use crate::clever::account::{Accounts, AccountsConfig, SEED_API_TOKEN, SEED_ORGANISATION_ID};
-use crate::clever::{CleverConfig, router};
+use crate::clever::{CleverConfig, SimulationConfig, router};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::infra::testing::MemoryKeyspaces;
 use crate::infra::{Cloud, CloudConfig};
@@ -73,7 +74,7 @@ impl Api {
         let platform = Platform::start(PlatformConfig {
             keyspaces: keyspaces.clone(),
             clock: clock.clone(),
-            cloud,
+            cloud: cloud.clone(),
             kubernetes: Arc::new(kubernetes),
             seed: 1,
         })
@@ -87,6 +88,13 @@ impl Api {
             cluster_tokens: tokens.clone(),
             public_url: String::from("http://127.0.0.1"),
             keyspaces,
+            simulation: SimulationConfig {
+                cloud,
+                seed: 1,
+                shared_store: false,
+                public_host: String::from("127.0.0.1"),
+                shutdown: CancellationToken::new(),
+            },
         });
         Api { router, tokens }
     }
