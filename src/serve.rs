@@ -30,6 +30,7 @@ use crate::etcd::client::SharedKeyspaces;
 use crate::etcd::tls::Tls;
 use crate::etcd::{EtcdConfig, Listener, Metrics, Server, limits};
 use crate::infra::{Cloud, CloudConfig};
+use crate::kubernetes::cloud_api::{Accesses, CloudAccess};
 use crate::kubernetes::{Kubernetes, KubernetesConfig};
 use crate::leader::Term;
 use crate::platform::{self, Platform, PlatformConfig};
@@ -182,7 +183,7 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             platform: platform.clone(),
             clock: clock.clone(),
             accounts,
-            cluster_tokens,
+            cluster_tokens: cluster_tokens.clone(),
             public_url: addresses.http_url(),
             keyspaces,
             simulation: SimulationConfig {
@@ -197,6 +198,7 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
             platform: platform.clone(),
             cloud: cloud.clone(),
             kubernetes: kubernetes.clone(),
+            accesses: accesses(platform.clone(), cluster_tokens, addresses.http_url()),
             clock,
             election,
         };
@@ -365,6 +367,19 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         server.close().await;
         database.close().await;
         outcome
+    })
+}
+
+/// How the clusters' components reach the REST API: the only thing that they know of it.
+fn accesses(platform: Platform, tokens: ClusterTokens, base_url: String) -> Accesses {
+    Arc::new(move |cluster| {
+        let cluster = cluster.parse().ok()?;
+        let owner = platform.owner_of(&cluster)?;
+        Some(CloudAccess {
+            base_url: base_url.clone(),
+            token: tokens.issue(&owner, &cluster),
+            organisation: owner.to_string(),
+        })
     })
 }
 

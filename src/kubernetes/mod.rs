@@ -9,7 +9,9 @@
 
 mod api;
 mod body;
+pub mod cloud_api;
 mod cluster;
+pub mod component;
 pub mod control_plane;
 mod discovery;
 pub mod drain;
@@ -18,6 +20,7 @@ mod eviction;
 mod kubeconfig;
 pub mod kubelet;
 mod namespace;
+pub mod node_group_operator;
 mod openapi;
 mod pki;
 mod protobuf;
@@ -114,6 +117,8 @@ struct Inner {
     serving: Arc<server::Serving>,
     /// Clusters in use, each as of its record. Bounded by the clusters that there are.
     clusters: Mutex<HashMap<String, Arc<Cluster>>>,
+    /// The components, told of what concerns them; nobody until they run.
+    listeners: Arc<component::Listeners>,
     /// Told of clusters whose record changed; empty until the kubelets run.
     kubelets: Mutex<Option<WorkQueue<String>>>,
 }
@@ -143,6 +148,7 @@ impl Kubernetes {
                 serving,
                 serving_authority,
                 clusters: Mutex::new(HashMap::new()),
+                listeners: Arc::default(),
                 kubelets: Mutex::new(None),
                 instance: config.instance,
             }),
@@ -343,6 +349,7 @@ impl Kubernetes {
                         self.inner.keyspaces.client(id),
                         self.inner.clock.clone(),
                         self.random(id),
+                        self.on_write(id),
                     )),
                 };
                 if let Some(before) = &before {
@@ -364,6 +371,21 @@ impl Kubernetes {
             tokio::spawn(namespace::run(Arc::clone(&cluster), announced));
         }
         Ok(cluster)
+    }
+
+    /// Says that something of the cluster's changed at the provider's, for its components to read there.
+    pub fn notify(&self, id: &str, notice: component::Notice) {
+        self.inner.listeners.notify(id, notice);
+    }
+
+    /// Forgets the components of the last term.
+    pub fn dismiss_components(&self) {
+        self.inner.listeners.clear();
+    }
+
+    fn on_write(&self, id: &str) -> registry::OnWrite {
+        let (listeners, id) = (Arc::clone(&self.inner.listeners), id.to_owned());
+        Box::new(move |key| listeners.written(&id, key))
     }
 
     /// Of its own for each cluster and start, so that no uid comes twice.
@@ -394,6 +416,7 @@ impl Kubernetes {
                 if let Some(kubelets) = self.inner.kubelets.lock().as_ref() {
                     kubelets.push(id.to_owned());
                 }
+                self.inner.listeners.cluster_changed(id);
                 return Ok(());
             }
         }

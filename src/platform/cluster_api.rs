@@ -2,6 +2,7 @@
 
 use futures::future::BoxFuture;
 
+use crate::kubernetes::component::Notice;
 use crate::kubernetes::{
     ControlPlane, Drain, EventSubject, EventType, Kubernetes, KubernetesError,
 };
@@ -84,6 +85,9 @@ pub trait ClusterApi: Send + Sync {
     ) -> BoxFuture<'a, Result<String, ClusterApiError>>;
 
     fn server_url(&self, id: &str) -> String;
+
+    /// Says that something of the cluster's changed, for its own components to read over the REST API.
+    fn notify(&self, _id: &str, _notice: Notice) {}
 }
 
 impl From<KubernetesError> for ClusterApiError {
@@ -173,6 +177,10 @@ impl ClusterApi for Kubernetes {
         name: &'a str,
     ) -> BoxFuture<'a, Result<String, ClusterApiError>> {
         Box::pin(async move { Ok(Kubernetes::kubeconfig(self, id, name).await?) })
+    }
+
+    fn notify(&self, id: &str, notice: Notice) {
+        Kubernetes::notify(self, id, notice);
     }
 
     fn server_url(&self, id: &str) -> String {

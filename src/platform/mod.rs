@@ -144,6 +144,17 @@ impl Platform {
         self.inner.cancel.cancel();
     }
 
+    /// Whose cluster it is, as far as is seen; `None` for one that there is not.
+    pub fn owner_of(&self, cluster: &ClusterId) -> Option<OwnerId> {
+        self.store().view.with(|records| {
+            let mut clusters = crate::infra::reflector::under(records, store::CLUSTERS);
+            clusters.find_map(|(_, stored)| match stored.record.as_ref() {
+                store::Record::Cluster(found) if found.id == *cluster => Some(found.owner.clone()),
+                _ => None,
+            })
+        })
+    }
+
     pub fn catalog(&self) -> &Catalog {
         &self.inner.catalog
     }

@@ -15,7 +15,8 @@ use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::etcd::client::{ClientError, SharedKeyspaces};
 use crate::infra::Cloud;
 use crate::infra::work_queue::Workers;
-use crate::kubernetes::{Kubernetes, kubelet};
+use crate::kubernetes::cloud_api::Accesses;
+use crate::kubernetes::{Kubernetes, kubelet, node_group_operator};
 use crate::leader::{Attempt, Election, LEASE_TTL, Term};
 use crate::platform::{self, Platform, PlatformError};
 
@@ -111,6 +112,8 @@ pub struct Actors {
     pub platform: Platform,
     pub cloud: Cloud,
     pub kubernetes: Kubernetes,
+    /// How the clusters' components reach the REST API.
+    pub accesses: Accesses,
     pub clock: Clock,
     /// `None` on a store that only one process can open.
     pub election: Option<Election>,
@@ -120,6 +123,7 @@ pub struct Actors {
 pub struct Acting {
     term: Term,
     kubelets: Workers,
+    node_group_operators: Workers,
     controllers: Workers,
     machinery: Workers,
 }
@@ -130,7 +134,16 @@ impl Actors {
             tracing::info!("this server leads those on its store");
         }
         let (kubernetes, cloud) = (self.kubernetes.clone(), self.cloud.clone());
+        kubernetes.dismiss_components();
+        let (accesses, clock) = (self.accesses.clone(), self.clock.clone());
         Acting {
+            node_group_operators: node_group_operator::start(
+                kubernetes.clone(),
+                accesses,
+                clock,
+                &term,
+            )
+            .await,
             machinery: self.cloud.act(&term),
             controllers: self.platform.act(&term),
             kubelets: kubelet::start(kubernetes, cloud, self.clock.clone(), &term).await,
@@ -163,6 +176,7 @@ impl Actors {
 impl Acting {
     /// From the top down: each ends while what it uses still acts.
     async fn finish(self) {
+        self.node_group_operators.finish().await;
         self.kubelets.finish().await;
         self.controllers.finish().await;
         self.machinery.finish().await;
@@ -171,6 +185,7 @@ impl Acting {
 
     async fn abort(self) {
         tokio::join!(
+            self.node_group_operators.abort(),
             self.kubelets.abort(),
             self.controllers.abort(),
             self.machinery.abort(),

@@ -28,6 +28,7 @@ mod login;
 mod main_job;
 mod materia_etcd;
 mod money;
+mod nodegroup_resource;
 mod options;
 mod readme;
 mod rejections;

@@ -65,19 +65,24 @@ pub enum Deleted {
     Later(Value),
 }
 
+/// Told of the key of every object that this process writes or removes. Must not wait.
+pub type OnWrite = Box<dyn Fn(&str) + Send + Sync>;
+
 /// The objects of one cluster.
 pub struct Registry {
     client: Client,
     clock: Clock,
     random: Mutex<ChaCha8Rng>,
+    on_write: OnWrite,
 }
 
 impl Registry {
-    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng) -> Registry {
+    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng, on_write: OnWrite) -> Registry {
         Registry {
             client,
             clock,
             random: Mutex::new(random),
+            on_write,
         }
     }
 
@@ -518,7 +523,7 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(revision_if_succeeded(&response))
+        Ok(self.written(key, &response))
     }
 
     async fn remove(&self, key: &str, expected: i64) -> Result<Option<i64>, ApiError> {
@@ -530,7 +535,15 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(revision_if_succeeded(&response))
+        Ok(self.written(key, &response))
+    }
+
+    fn written(&self, key: &str, response: &TxnResponse) -> Option<i64> {
+        let revision = revision_if_succeeded(response);
+        if revision.is_some() {
+            (self.on_write)(key);
+        }
+        revision
     }
 }
 

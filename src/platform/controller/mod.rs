@@ -9,6 +9,7 @@ mod drain;
 mod load_balancer;
 mod metering;
 mod node_group;
+mod notice;
 mod orphan;
 
 use std::sync::Arc;
@@ -75,6 +76,14 @@ type Task = (usize, String);
 pub fn start(context: &Context, term: &Term) -> Workers {
     let controllers: Arc<Vec<Arc<dyn Controller>>> = Arc::new(all(context));
     let queue: WorkQueue<Task> = WorkQueue::new(context.store.clock.clone(), term.clone());
+
+    let (kubernetes, changed) = (Arc::clone(&context.kubernetes), queue.clone());
+    context.store.view.observe(Box::new(move |change| {
+        for (cluster, notice) in notice::notices(change) {
+            kubernetes.notify(cluster.as_str(), notice);
+        }
+        !changed.is_closed()
+    }));
 
     let (list, changed) = (Arc::clone(&controllers), queue.clone());
     context.store.view.observe(Box::new(move |change| {

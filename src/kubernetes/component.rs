@@ -1,0 +1,206 @@
+//! What the vendor's components have in common: they are told when to look, and what they look with.
+//!
+//! A component works on whole clusters, one at a time, in the order of their ids. It looks at a cluster when
+//! an object of a kind of its own was written there, or when the provider says that something of the
+//! cluster's changed on its side; what it then sees, it sees over the two APIs. So a cluster where nothing
+//! happens costs nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use parking_lot::Mutex;
+
+use super::{Kubernetes, KubernetesError};
+
+/// Connections kept for clusters that were worked on last.
+const CLIENTS_LIMIT: usize = 64;
+
+/// What changed on the provider's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Notice {
+    NodeGroups,
+    LoadBalancers,
+    /// There may be room for what was refused.
+    Quota,
+}
+
+/// Told of a cluster where there may be something to do. Must not wait.
+pub type Wake = Box<dyn Fn(&str) + Send + Sync>;
+
+/// A component, as whoever tells it of changes sees it.
+pub struct Listener {
+    /// Keys of the objects that it looks at begin so, in the cluster's keyspace.
+    pub prefixes: &'static [&'static str],
+    pub notices: &'static [Notice],
+    pub wake: Wake,
+}
+
+/// Who is told of what. Empty while this process does not act.
+#[derive(Default)]
+pub struct Listeners {
+    list: Mutex<Vec<Listener>>,
+}
+
+impl Listeners {
+    pub fn add(&self, listener: Listener) {
+        self.list.lock().push(listener);
+    }
+
+    pub fn clear(&self) {
+        self.list.lock().clear();
+    }
+
+    /// An object was written under `key`, or removed.
+    pub fn written(&self, cluster: &str, key: &str) {
+        for listener in self.list.lock().iter() {
+            if listener
+                .prefixes
+                .iter()
+                .any(|prefix| key.starts_with(prefix))
+            {
+                (listener.wake)(cluster);
+            }
+        }
+    }
+
+    pub fn notify(&self, cluster: &str, notice: Notice) {
+        for listener in self.list.lock().iter() {
+            if listener.notices.contains(&notice) {
+                (listener.wake)(cluster);
+            }
+        }
+    }
+
+    /// Which instances of the components work has changed.
+    pub fn cluster_changed(&self, cluster: &str) {
+        for listener in self.list.lock().iter() {
+            (listener.wake)(cluster);
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ComponentError {
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error("kubeconfig: {0}")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    #[error(transparent)]
+    Api(Box<kube::Error>),
+    #[error(transparent)]
+    Cloud(#[from] super::cloud_api::CloudApiError),
+    #[error("an object cannot be written: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl From<kube::Error> for ComponentError {
+    fn from(error: kube::Error) -> Self {
+        ComponentError::Api(Box::new(error))
+    }
+}
+
+/// A component's clients of the clusters' APIs: those used last are kept.
+pub struct Clients {
+    kubernetes: Kubernetes,
+    /// Common name in the client certificates.
+    user: &'static str,
+    kept: Mutex<VecDeque<(String, kube::Client)>>,
+}
+
+impl Clients {
+    pub fn new(kubernetes: Kubernetes, user: &'static str) -> Clients {
+        Clients {
+            kubernetes,
+            user,
+            kept: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    pub fn forget(&self, cluster: &str) {
+        self.kept.lock().retain(|(id, _)| id != cluster);
+    }
+
+    pub async fn get(&self, cluster: &str) -> Result<kube::Client, ComponentError> {
+        let position =
+            |kept: &VecDeque<(String, kube::Client)>| kept.iter().position(|(id, _)| id == cluster);
+        {
+            let mut kept = self.kept.lock();
+            if let Some(index) = position(&kept)
+                && let Some(found) = kept.remove(index)
+            {
+                let client = found.1.clone();
+                kept.push_back(found);
+                return Ok(client);
+            }
+        }
+        let text = self
+            .kubernetes
+            .kubeconfig_of(cluster, self.user, self.user, "system:masters")
+            .await?;
+        let kubeconfig = Kubeconfig::from_yaml(&text)?;
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        let client = kube::Client::try_from(config)?;
+        let mut kept = self.kept.lock();
+        kept.push_back((cluster.to_owned(), client.clone()));
+        if kept.len() > CLIENTS_LIMIT {
+            kept.pop_front();
+        }
+        Ok(client)
+    }
+}
+
+/// A repetition of what was refused: the pause doubles from 5 s to 5 min, as the service controller's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    failures: u32,
+}
+
+impl Pause {
+    pub fn next(self) -> (Pause, std::time::Duration) {
+        const FIRST: std::time::Duration = std::time::Duration::from_secs(5);
+        const LONGEST: std::time::Duration = std::time::Duration::from_secs(300);
+        let pause = FIRST.saturating_mul(1 << self.failures.min(6)).min(LONGEST);
+        let failures = self.failures.saturating_add(1);
+        (Pause { failures }, pause)
+    }
+}
+
+/// As every component keeps it.
+pub type SharedListeners = Arc<Listeners>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_to_five_minutes() {
+        let mut pause = Pause::default();
+        let mut seconds = Vec::new();
+        for _ in 0..9 {
+            let (next, wait) = pause.next();
+            pause = next;
+            seconds.push(wait.as_secs());
+        }
+        assert_eq!(seconds, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
+    }
+
+    #[test]
+    fn a_listener_hears_of_its_own_objects_and_notices() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&told);
+        let listeners = Listeners::default();
+        listeners.add(Listener {
+            prefixes: &["/registry/minions/"],
+            notices: &[Notice::Quota],
+            wake: Box::new(move |cluster| log.lock().push(cluster.to_owned())),
+        });
+        listeners.written("a", "/registry/minions/x");
+        listeners.written("b", "/registry/pods/default/x");
+        listeners.notify("c", Notice::Quota);
+        listeners.notify("d", Notice::NodeGroups);
+        listeners.cluster_changed("e");
+        assert_eq!(*told.lock(), ["a", "c", "e"]);
+    }
+}
