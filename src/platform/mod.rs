@@ -7,8 +7,8 @@
 //! state machines `cluster` and `node_group`. Around them: `store` (records and transactions) and
 //! `controller` (what acts). A request is judged, recorded and answered; the controllers do the rest.
 
-pub mod billing;
 pub mod autoscaler;
+pub mod billing;
 pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
