@@ -54,7 +54,7 @@ mod with {
 
     impl Drop for Client {
         fn drop(&mut self) {
-            self.database.close();
+            // Nothing is under way any more.
             fdb::stop_network();
         }
     }
