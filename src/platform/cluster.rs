@@ -139,7 +139,7 @@ pub enum Act {
     CreateLoadBalancerNetwork,
     ProvisionKubernetes,
     SetKubernetesVersion(String),
-    CreateVm(ControlPlaneVm),
+    CreateVm(Box<ControlPlaneVm>),
     CreateLoadBalancer,
     RotateCertificates,
     DeleteVm(String),
@@ -262,9 +262,14 @@ fn keep_control_plane(
         version: &version,
     };
     let upkeep = control_plane::keep(next, &view);
-    decision
-        .acts
-        .extend(upkeep.create.iter().cloned().map(Act::CreateVm));
+    decision.acts.extend(
+        upkeep
+            .create
+            .iter()
+            .cloned()
+            .map(Box::new)
+            .map(Act::CreateVm),
+    );
     decision
         .acts
         .extend(upkeep.delete.iter().cloned().map(Act::DeleteVm));

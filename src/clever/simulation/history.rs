@@ -343,8 +343,10 @@ mod tests {
                 entry(60, Source::Platform, "c", 3),
                 entry(60, Source::Platform, "c", 4),
             ];
-            let mut log = Log::default();
-            log.pending = order.iter().map(|at| came[*at].clone()).collect();
+            let mut log = Log {
+                pending: order.iter().map(|at| came[*at].clone()).collect(),
+                ..Log::default()
+            };
             log.flush();
             let told = log.kept.iter().map(|entry| match &entry.recorded {
                 Recorded::Summary(value) => format!("{}{value}", entry.key),

@@ -42,7 +42,7 @@ impl Cloud {
             let revision = self.inner.records.revision();
             let intervals = self.inner.records.with(|records| {
                 let mut intervals = Vec::new();
-                for (_, stored) in records {
+                for stored in records.values() {
                     match stored.record.as_ref() {
                         Record::Interval(interval) if interval.owner.starts_with(prefix) => {
                             intervals.push(interval.clone());

@@ -44,13 +44,16 @@ fn vm() -> Vm {
     }
 }
 
+/// What is done to the VM at an instant.
+type VmChange = (i64, fn(&mut Vm));
+
 /// Lets the VM live, waking as it says, through changes of its site and itself. Returns what it was at
 /// each instant at which it changed: `on`, reachable or not, healthy or not.
 fn live(
     mut vm: Vm,
     until: i64,
     site_changes: &[(i64, DatacenterState)],
-    vm_changes: &[(i64, fn(&mut Vm))],
+    vm_changes: &[VmChange],
 ) -> Vec<(i64, &'static str)> {
     let mut site = Site::default();
     let mut log = Vec::new();
@@ -103,11 +106,10 @@ fn live(
 
 #[test]
 fn health_follows_probes_and_reachability_does_not_wait_for_them() {
-    let check = |site: &[(i64, DatacenterState)],
-                 vm_changes: &[(i64, fn(&mut Vm))],
-                 expect: &[(i64, &str)]| {
-        assert_eq!(live(vm(), 1000, site, vm_changes), expect, "{site:?}");
-    };
+    let check =
+        |site: &[(i64, DatacenterState)], vm_changes: &[VmChange], expect: &[(i64, &str)]| {
+            assert_eq!(live(vm(), 1000, site, vm_changes), expect, "{site:?}");
+        };
     let (boots, runs) = ((0, "boots"), (50, "well"));
     check(&[], &[], &[boots, runs]);
     // Killed: for good.

@@ -341,7 +341,11 @@ mod tests {
             ..resource("a", 2)
         };
         let delete = Act::DeleteResource { resource: name() };
-        check(std::slice::from_ref(&linked), &[], &[delete.clone()]);
+        check(
+            std::slice::from_ref(&linked),
+            &[],
+            std::slice::from_ref(&delete),
+        );
         let going = Upstream {
             status: String::from("TERMINATING"),
             ..group(1, "a", 2)

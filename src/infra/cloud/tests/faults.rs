@@ -410,8 +410,7 @@ async fn run(events: &[Event]) -> Vec<String> {
             _ => panic!("{vm:?} is still on its way"),
         }
     }
-    let told = history.lock().clone();
-    told
+    history.lock().clone()
 }
 
 proptest! {
