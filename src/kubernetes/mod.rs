@@ -8,9 +8,12 @@
 //! keyspace of its own that bears its id, under kube-apiserver's keys.
 
 mod api;
+pub mod api_client;
 mod body;
 mod cluster;
+pub mod component;
 pub mod control_plane;
+pub mod controller_manager;
 mod discovery;
 pub mod drain;
 pub mod event;
@@ -23,13 +26,15 @@ mod pki;
 mod protobuf;
 pub mod registry;
 mod request;
+pub mod scheduler;
 mod server;
 mod status;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use etcd_proto::etcdserverpb::TxnRequest;
+use etcd_proto::etcdserverpb::{TxnRequest, WatchCreateRequest};
+use etcd_proto::mvccpb::event::EventType as WatchEventType;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -116,6 +121,8 @@ struct Inner {
     clusters: Mutex<HashMap<String, Arc<Cluster>>>,
     /// Told of clusters whose record changed; empty until the kubelets run.
     kubelets: Mutex<Option<WorkQueue<String>>>,
+    /// Told of what changes in clusters; empty until the components run.
+    components: Mutex<Option<component::Queue>>,
 }
 
 impl Kubernetes {
@@ -144,6 +151,7 @@ impl Kubernetes {
                 serving_authority,
                 clusters: Mutex::new(HashMap::new()),
                 kubelets: Mutex::new(None),
+                components: Mutex::new(None),
                 instance: config.instance,
             }),
         })
@@ -343,6 +351,7 @@ impl Kubernetes {
                         self.inner.keyspaces.client(id),
                         self.inner.clock.clone(),
                         self.random(id),
+                        self.listener(id),
                     )),
                 };
                 if let Some(before) = &before {
@@ -362,8 +371,66 @@ impl Kubernetes {
         drop(clusters);
         if let Some(announced) = announced {
             tokio::spawn(namespace::run(Arc::clone(&cluster), announced));
+            if self.inner.instance != 0 {
+                // Other servers write to the cluster, too.
+                tokio::spawn(self.clone().follow(Arc::clone(&cluster)));
+            }
         }
         Ok(cluster)
+    }
+
+    /// Announces what the cluster's registry writes to whoever works on it.
+    fn listener(&self, id: &str) -> registry::Listener {
+        let (kubernetes, id) = (Arc::downgrade(&self.inner), id.to_owned());
+        Box::new(move |key, object| {
+            if let Some(inner) = kubernetes.upgrade() {
+                inner.announce(&id, key, object);
+            }
+        })
+    }
+
+    fn announce_all(&self, id: &str) {
+        if let Some(kubelets) = self.inner.kubelets.lock().as_ref() {
+            kubelets.push(id.to_owned());
+        }
+        if let Some(components) = self.inner.components.lock().as_ref() {
+            component::announce_all(components, id);
+        }
+    }
+
+    /// Announces what is written to the cluster, by whichever server, while its API answers.
+    async fn follow(self, cluster: Arc<Cluster>) {
+        /// Real time: an etcd that is away does not wait for the simulation.
+        const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+        let id = &cluster.record.id;
+        let follow = async {
+            loop {
+                let key = bytes::Bytes::from_static(b"/registry/");
+                let watch = cluster.registry.client().watch(WatchCreateRequest {
+                    range_end: client::prefix_end(&key),
+                    key,
+                    ..WatchCreateRequest::default()
+                });
+                if let Ok(mut watch) = watch.await {
+                    // What was written before the watch began.
+                    self.announce_all(id);
+                    while let Ok(response) = watch.next().await {
+                        for event in &response.events {
+                            let Some(kv) = &event.kv else { continue };
+                            let put = event.r#type() == WatchEventType::Put;
+                            let object = put.then(|| registry::decode(kv).ok()).flatten();
+                            let key = String::from_utf8_lossy(&kv.key);
+                            self.inner.announce(id, &key, object.as_ref());
+                        }
+                    }
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = cluster.ended.cancelled() => {}
+        }
     }
 
     /// Of its own for each cluster and start, so that no uid comes twice.
@@ -391,9 +458,7 @@ impl Kubernetes {
             change(&mut record);
             if self.write(&key, kv.mod_revision, &record).await? {
                 self.load(id).await?;
-                if let Some(kubelets) = self.inner.kubelets.lock().as_ref() {
-                    kubelets.push(id.to_owned());
-                }
+                self.announce_all(id);
                 return Ok(());
             }
         }
@@ -415,6 +480,18 @@ impl Kubernetes {
             })
             .await?;
         Ok(response.succeeded)
+    }
+}
+
+impl Inner {
+    fn announce(&self, cluster: &str, key: &str, object: Option<&serde_json::Value>) {
+        let pods = key.starts_with("/registry/pods/");
+        if pods && let Some(kubelets) = self.kubelets.lock().as_ref() {
+            kubelets.push(cluster.to_owned());
+        }
+        if let Some(components) = self.components.lock().as_ref() {
+            component::announce(components, cluster, key, object);
+        }
     }
 }
 

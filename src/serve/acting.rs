@@ -15,7 +15,7 @@ use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::etcd::client::{ClientError, SharedKeyspaces};
 use crate::infra::Cloud;
 use crate::infra::work_queue::Workers;
-use crate::kubernetes::{Kubernetes, kubelet};
+use crate::kubernetes::{Kubernetes, component, kubelet};
 use crate::leader::{Attempt, Election, LEASE_TTL, Term};
 use crate::platform::{self, Platform, PlatformError};
 
@@ -120,6 +120,7 @@ pub struct Actors {
 pub struct Acting {
     term: Term,
     kubelets: Workers,
+    components: Workers,
     controllers: Workers,
     machinery: Workers,
 }
@@ -130,10 +131,12 @@ impl Actors {
             tracing::info!("this server leads those on its store");
         }
         let (kubernetes, cloud) = (self.kubernetes.clone(), self.cloud.clone());
+        let components = component::start(kubernetes.clone(), self.clock.clone(), &term).await;
         Acting {
             machinery: self.cloud.act(&term),
             controllers: self.platform.act(&term),
             kubelets: kubelet::start(kubernetes, cloud, self.clock.clone(), &term).await,
+            components,
             term,
         }
     }
@@ -164,6 +167,7 @@ impl Acting {
     /// From the top down: each ends while what it uses still acts.
     async fn finish(self) {
         self.kubelets.finish().await;
+        self.components.finish().await;
         self.controllers.finish().await;
         self.machinery.finish().await;
         self.term.resign().await;
@@ -172,6 +176,7 @@ impl Acting {
     async fn abort(self) {
         tokio::join!(
             self.kubelets.abort(),
+            self.components.abort(),
             self.controllers.abort(),
             self.machinery.abort(),
         );

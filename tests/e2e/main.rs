@@ -32,3 +32,4 @@ mod rejections;
 mod sharing;
 mod topologies;
 mod transport;
+mod workloads;

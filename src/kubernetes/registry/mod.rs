@@ -96,14 +96,19 @@ pub struct Registry {
     client: Client,
     clock: Clock,
     random: Mutex<ChaCha8Rng>,
+    listener: Listener,
 }
 
+/// Told of every write, once it is done: the key, and the object, or none if it is gone.
+pub type Listener = Box<dyn Fn(&str, Option<&Value>) + Send + Sync>;
+
 impl Registry {
-    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng) -> Registry {
+    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng, listener: Listener) -> Registry {
         Registry {
             client,
             clock,
             random: Mutex::new(random),
+            listener,
         }
     }
 
@@ -566,7 +571,11 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(revision_if_succeeded(&response))
+        let revision = revision_if_succeeded(&response);
+        if revision.is_some() {
+            (self.listener)(key, Some(object));
+        }
+        Ok(revision)
     }
 
     async fn remove(&self, key: &str, expected: i64) -> Result<Option<i64>, ApiError> {
@@ -578,7 +587,11 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(revision_if_succeeded(&response))
+        let revision = revision_if_succeeded(&response);
+        if revision.is_some() {
+            (self.listener)(key, None);
+        }
+        Ok(revision)
     }
 }
 

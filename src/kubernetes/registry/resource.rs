@@ -308,7 +308,10 @@ pub enum Kind {
     Pod = 4,
     Service = 6,
     ServiceAccount = 7,
+    Lease = 8,
     NodeGroup = 9,
+    Deployment = 10,
+    ReplicaSet = 11,
     PodDisruptionBudget = 12,
 }
 
@@ -324,6 +327,9 @@ mod tests {
         check(Kind::Node, "Node");
         check(Kind::Pod, "Pod");
         check(Kind::NodeGroup, "NodeGroup");
+        check(Kind::Lease, "Lease");
+        check(Kind::Deployment, "Deployment");
+        check(Kind::ReplicaSet, "ReplicaSet");
         check(Kind::PodDisruptionBudget, "PodDisruptionBudget");
         check(Kind::Namespace, "Namespace");
         check(Kind::Service, "Service");
