@@ -9,6 +9,10 @@
 //! Worked example (manual clock at 0, timers at 10 s and 20 s, `advance(30 s)`): the clock reads
 //! 10 s, the first timer fires, its owner works while it holds an `Activity`; only when that is
 //! dropped does the clock read 20 s and fire the second; then it reads 30 s and `advance` returns.
+//!
+//! How it runs can change at any time, also from running to standing still and back: timers hold
+//! deadlines, and sleepers look again at every change. A pause is a manual clock that remembers its
+//! factor.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use time::OffsetDateTime;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Milliseconds since the Unix epoch, on the clock's own time line.
 #[derive(
@@ -114,22 +118,48 @@ pub struct Clock {
 }
 
 struct Inner {
-    scale: TimeScale,
-    /// The clock's reading when `started` was taken.
-    origin: Timestamp,
-    started: Instant,
-    manual: Mutex<Manual>,
+    state: Mutex<State>,
+    /// Counts the changes of the scale and of the reading by hand: sleepers then look again.
+    changes: watch::Sender<u64>,
     activities: AtomicUsize,
     quiet: Notify,
     participants: Mutex<Vec<Arc<dyn Idle>>>,
-    /// Advances are serial: two callers must not fire one another's instants out of order.
-    advancing: tokio::sync::Mutex<()>,
+    /// Advances, and changes of the scale, are serial: two callers must not fire one another's instants
+    /// out of order.
+    advancing: Arc<tokio::sync::Mutex<()>>,
 }
 
-struct Manual {
-    now: Timestamp,
+struct State {
+    scale: TimeScale,
+    /// What the clock read at `since`; what it reads, if it is manual.
+    origin: Timestamp,
+    since: Instant,
+    /// The factor that was in force before the clock became manual.
+    last_factor: Option<f64>,
     next_timer: u64,
+    /// Every sleeper, in the order of deadlines, and then of arming.
     timers: BTreeMap<(Timestamp, u64), oneshot::Sender<Activity>>,
+}
+
+impl State {
+    fn now(&self) -> Timestamp {
+        match self.scale {
+            TimeScale::Manual => self.origin,
+            TimeScale::Factor(factor) => self
+                .origin
+                .saturating_add(self.since.elapsed().mul_f64(factor)),
+        }
+    }
+
+    /// From here on the clock reads `now`, and runs at `scale`.
+    fn rebase(&mut self, now: Timestamp, scale: TimeScale) {
+        if let (TimeScale::Factor(factor), TimeScale::Manual) = (self.scale, scale) {
+            self.last_factor = Some(factor);
+        }
+        self.origin = now;
+        self.since = Instant::now();
+        self.scale = scale;
+    }
 }
 
 /// Held while its owner has work to do at the present instant; see [`Clock::activity`].
@@ -145,23 +175,46 @@ impl Drop for Activity {
     }
 }
 
+/// As long as it is held, the clock reads the same and nobody can move it. See [`Clock::stand_still`].
+pub struct StandStill {
+    clock: Clock,
+    scale: TimeScale,
+    last_factor: Option<f64>,
+    _serial: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl StandStill {
+    /// Sets the reading, also back. Whoever sleeps still wakes up at the deadline that it asked for.
+    pub fn set(&self, now: Timestamp) {
+        self.clock.rebase(|_| (now, TimeScale::Manual));
+    }
+}
+
+impl Drop for StandStill {
+    fn drop(&mut self) {
+        self.clock.rebase(|state| (state.now(), self.scale));
+        self.clock.inner.state.lock().last_factor = self.last_factor;
+    }
+}
+
 impl Clock {
     /// A clock that reads `origin` now.
     pub fn new(scale: TimeScale, origin: Timestamp) -> Clock {
         Clock {
             inner: Arc::new(Inner {
-                scale,
-                origin,
-                started: Instant::now(),
-                manual: Mutex::new(Manual {
-                    now: origin,
+                state: Mutex::new(State {
+                    scale,
+                    origin,
+                    since: Instant::now(),
+                    last_factor: None,
                     next_timer: 0,
                     timers: BTreeMap::new(),
                 }),
+                changes: watch::Sender::new(0),
                 activities: AtomicUsize::new(0),
                 quiet: Notify::new(),
                 participants: Mutex::new(Vec::new()),
-                advancing: tokio::sync::Mutex::new(()),
+                advancing: Arc::default(),
             }),
         }
     }
@@ -178,17 +231,49 @@ impl Clock {
     }
 
     pub fn scale(&self) -> TimeScale {
-        self.inner.scale
+        self.inner.state.lock().scale
+    }
+
+    /// The factor that a manual clock had before, if it ever ran by itself.
+    pub fn last_factor(&self) -> Option<f64> {
+        self.inner.state.lock().last_factor
     }
 
     pub fn now(&self) -> Timestamp {
-        match self.inner.scale {
-            TimeScale::Manual => self.inner.manual.lock().now,
-            TimeScale::Factor(factor) => self
-                .inner
-                .origin
-                .saturating_add(self.inner.started.elapsed().mul_f64(factor)),
+        self.inner.state.lock().now()
+    }
+
+    /// Changes how the clock runs, from its present reading on. Resolves when an advance under way has
+    /// ended; timers keep their deadlines. A clock that becomes manual still lets the work of the present
+    /// instant go on: [`Clock::quiesce`] waits for it.
+    pub async fn set_scale(&self, scale: TimeScale) {
+        let _serial = self.inner.advancing.lock().await;
+        self.rebase(|state| (state.now(), scale));
+    }
+
+    /// Resolves when an advance under way has ended, and then keeps the clock from moving.
+    pub async fn stand_still(&self) -> StandStill {
+        let serial = Arc::clone(&self.inner.advancing).lock_owned().await;
+        let (scale, last_factor) = {
+            let state = self.inner.state.lock();
+            (state.scale, state.last_factor)
+        };
+        self.rebase(|state| (state.now(), TimeScale::Manual));
+        StandStill {
+            clock: self.clone(),
+            scale,
+            last_factor,
+            _serial: serial,
         }
+    }
+
+    fn rebase(&self, to: impl FnOnce(&State) -> (Timestamp, TimeScale)) {
+        {
+            let mut state = self.inner.state.lock();
+            let (now, scale) = to(&state);
+            state.rebase(now, scale);
+        }
+        self.inner.changes.send_modify(|count| *count += 1);
     }
 
     /// See [`Clock::sleep_until`].
@@ -201,33 +286,49 @@ impl Clock {
     /// The sleeper wakes up with an [`Activity`]: a manual clock goes on only once that is dropped,
     /// so hold it for as long as the awakening causes work.
     pub async fn sleep_until(&self, deadline: Timestamp) -> Activity {
-        match self.inner.scale {
-            TimeScale::Factor(factor) => {
-                let wait = self.now().until(deadline).div_f64(factor);
-                if !wait.is_zero() {
-                    tokio::time::sleep(wait).await;
-                }
-                self.activity()
+        let mut changes = self.inner.changes.subscribe();
+        let (fire, mut fired) = oneshot::channel();
+        let _timer = {
+            let mut state = self.inner.state.lock();
+            if deadline <= state.now() {
+                return self.activity();
             }
-            TimeScale::Manual => {
-                let (fire, fired) = oneshot::channel();
-                let guard = {
-                    let mut manual = self.inner.manual.lock();
-                    if deadline <= manual.now {
+            let key = (deadline, state.next_timer);
+            state.next_timer += 1;
+            state.timers.insert(key, fire);
+            TimerGuard {
+                inner: &self.inner,
+                key,
+            }
+        };
+        loop {
+            changes.mark_unchanged();
+            let real = self.real_time_until(deadline);
+            tokio::select! {
+                biased;
+                // The sender is dropped only by firing: without one the timer is due all the same.
+                activity = &mut fired => return activity.unwrap_or_else(|_| self.activity()),
+                () = real_sleep(real) => {
+                    // The clock may have stopped or slowed down at the last moment.
+                    if self.now() >= deadline {
                         return self.activity();
                     }
-                    let key = (deadline, manual.next_timer);
-                    manual.next_timer += 1;
-                    manual.timers.insert(key, fire);
-                    TimerGuard {
-                        inner: &self.inner,
-                        key,
-                    }
-                };
-                let activity = fired.await;
-                drop(guard);
-                // The sender is dropped only by firing: without one the timer is due all the same.
-                activity.unwrap_or_else(|_| self.activity())
+                }
+                // The other end lives as long as `self`.
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// How long a clock that runs by itself takes to `deadline`.
+    fn real_time_until(&self, deadline: Timestamp) -> Option<Duration> {
+        /// The factor is applied in floating point: do not wake up a nanosecond early.
+        const ROUNDING: Duration = Duration::from_micros(1);
+        let state = self.inner.state.lock();
+        match state.scale {
+            TimeScale::Manual => None,
+            TimeScale::Factor(factor) => {
+                Some(state.now().until(deadline).div_f64(factor) + ROUNDING)
             }
         }
     }
@@ -261,6 +362,14 @@ impl Clock {
         }
     }
 
+    /// Resolves when an advance under way has ended and nobody has work left at the present instant; a
+    /// manual clock does not move as long as the answer is held.
+    pub async fn at_rest(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        let serial = Arc::clone(&self.inner.advancing).lock_owned().await;
+        self.quiesce().await;
+        serial
+    }
+
     async fn no_activity(&self) {
         loop {
             let quiet = self.inner.quiet.notified();
@@ -276,25 +385,34 @@ impl Clock {
     /// Moves a manual clock forward, firing every timer on the way in order. `false`, and nothing
     /// moves, on a clock that runs by itself.
     pub async fn advance(&self, duration: Duration) -> bool {
-        if self.inner.scale != TimeScale::Manual {
+        self.advance_while(duration, || true).await
+    }
+
+    /// As [`Clock::advance`], but stops after the first instant at whose end `go_on` says no; the clock
+    /// then reads that instant. It is also asked before the first step.
+    pub async fn advance_while(&self, duration: Duration, mut go_on: impl FnMut() -> bool) -> bool {
+        let _serial = self.inner.advancing.lock().await;
+        if self.scale() != TimeScale::Manual {
             return false;
         }
-        let _serial = self.inner.advancing.lock().await;
         let target = self.now().saturating_add(duration);
         loop {
             self.quiesce().await;
+            if !go_on() {
+                return true;
+            }
             let due: Vec<oneshot::Sender<Activity>> = {
-                let mut manual = self.inner.manual.lock();
-                let next = manual.timers.first_key_value().map(|((at, _), _)| *at);
+                let mut state = self.inner.state.lock();
+                let next = state.timers.first_key_value().map(|((at, _), _)| *at);
                 match next {
                     Some(at) if at <= target => {
-                        manual.now = manual.now.max(at);
-                        let later = manual.timers.split_off(&(Timestamp(at.0 + 1), 0));
-                        let due = std::mem::replace(&mut manual.timers, later);
+                        state.origin = state.origin.max(at);
+                        let later = state.timers.split_off(&(Timestamp(at.0 + 1), 0));
+                        let due = std::mem::replace(&mut state.timers, later);
                         due.into_values().collect()
                     }
                     _ => {
-                        manual.now = target;
+                        state.origin = target;
                         return true;
                     }
                 }
@@ -308,6 +426,13 @@ impl Clock {
     }
 }
 
+async fn real_sleep(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct TimerGuard<'a> {
     inner: &'a Inner,
     key: (Timestamp, u64),
@@ -315,7 +440,7 @@ struct TimerGuard<'a> {
 
 impl Drop for TimerGuard<'_> {
     fn drop(&mut self) {
-        self.inner.manual.lock().timers.remove(&self.key);
+        self.inner.state.lock().timers.remove(&self.key);
     }
 }
 
@@ -387,6 +512,103 @@ mod tests {
         for sleeper in sleepers {
             sleeper.await.expect("a sleeper panicked");
         }
+    }
+
+    /// A sleeper that logs when it woke up. It has armed its timer when this returns.
+    fn sleeper(
+        clock: &Clock,
+        seconds: u64,
+        log: &Arc<Mutex<Vec<Timestamp>>>,
+    ) -> tokio::task::JoinHandle<()> {
+        let (clock, log) = (clock.clone(), Arc::clone(log));
+        let mut sleep = Box::pin({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(seconds)).await }
+        });
+        assert!(futures::FutureExt::now_or_never(sleep.as_mut()).is_none());
+        tokio::spawn(async move {
+            let _activity = sleep.await;
+            log.lock().push(clock.now());
+        })
+    }
+
+    #[tokio::test]
+    async fn a_change_of_scale_keeps_the_reading_and_every_deadline() {
+        // An hour a second.
+        let clock = Clock::new(TimeScale::Factor(3_600.0), Timestamp(0));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let day = 86_400;
+        let sleeper = sleeper(&clock, day, &log);
+        clock.set_scale(TimeScale::Manual).await;
+        assert_eq!(clock.last_factor(), Some(3_600.0));
+        let paused = clock.now();
+        assert!(clock.advance(Duration::from_secs(3_600)).await);
+        assert_eq!(
+            clock.now(),
+            paused.saturating_add(Duration::from_secs(3_600))
+        );
+        assert!(log.lock().is_empty());
+        // What was armed under another scale is fired by hand, at its deadline.
+        assert!(clock.advance(Duration::from_secs(day)).await);
+        sleeper.await.expect("the sleeper panicked");
+        let woken = log.lock()[0];
+        assert!(
+            woken.0 >= 86_400_000 && woken < Timestamp(86_400_000 + 3_600_000),
+            "{woken:?}"
+        );
+        // And back: it runs on from where it stood.
+        let stood = clock.now();
+        clock.set_scale(TimeScale::Factor(100_000.0)).await;
+        let sleeper = self::sleeper(&clock, 100, &log);
+        sleeper.await.expect("the sleeper panicked");
+        assert!(clock.now() >= stood.saturating_add(Duration::from_secs(100)));
+    }
+
+    #[tokio::test]
+    async fn a_manual_sleeper_wakes_up_by_itself_once_the_clock_runs() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sleeper = sleeper(&clock, 60, &log);
+        clock.set_scale(TimeScale::Factor(100_000.0)).await;
+        sleeper.await.expect("the sleeper panicked");
+        assert!(log.lock()[0] >= Timestamp(60_000));
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_held_stands_still_and_can_be_set_back() {
+        let clock = Clock::new(TimeScale::Factor(100_000.0), Timestamp(1_000_000_000));
+        let held = clock.stand_still().await;
+        let reading = clock.now();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sleeper = sleeper(&clock, 1, &log);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(clock.now(), reading);
+        held.set(Timestamp(5));
+        assert_eq!(clock.now(), Timestamp(5));
+        assert!(log.lock().is_empty());
+        sleeper.abort();
+        drop(held);
+        assert_eq!(clock.scale(), TimeScale::Factor(100_000.0));
+        assert_eq!(clock.last_factor(), None);
+        clock.sleep(Duration::from_secs(1)).await;
+        assert!(clock.now() < reading);
+    }
+
+    #[tokio::test]
+    async fn an_advance_ends_at_the_instant_that_was_waited_for() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        for seconds in [10, 20, 30] {
+            sleeper(&clock, seconds, &log);
+        }
+        let seen = Arc::clone(&log);
+        let hour = Duration::from_secs(3_600);
+        assert!(clock.advance_while(hour, || seen.lock().len() < 2).await);
+        assert_eq!(clock.now(), Timestamp(20_000));
+        assert!(clock.advance_while(hour, || false).await);
+        assert_eq!(clock.now(), Timestamp(20_000));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! precedence, all from one struct.
 
 pub mod etcd;
+pub mod etcd_file;
 pub mod store;
 
 use std::net::SocketAddr;
@@ -172,6 +173,10 @@ where
 /// Options of `cke etcd`: the names, environment variables and meanings are etcd's.
 #[derive(Args, Clone, Debug)]
 pub struct EtcdOptions {
+    /// YAML file with these options by their names, and instead of them: flags and variables do not count then
+    #[arg(long, env = "ETCD_CONFIG_FILE", value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+
     /// Name of this member
     #[arg(long, env = "ETCD_NAME", default_value = "default")]
     pub name: String,
@@ -251,6 +256,9 @@ pub struct EtcdOptions {
     pub keyspaces: KeyspaceOptions,
     #[command(flatten)]
     pub unused: UnusedOptions,
+    /// Names of the configuration file that are not options.
+    #[arg(skip)]
+    pub unknown: Vec<String>,
 }
 
 #[cfg(test)]

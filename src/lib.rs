@@ -4,6 +4,7 @@ pub mod config;
 pub mod health;
 pub mod price;
 pub mod serve;
+pub mod sim;
 
 pub mod clever;
 

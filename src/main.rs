@@ -7,6 +7,7 @@ use cke::config::{EtcdOptions, ServeOptions};
 use cke::health::HealthOptions;
 use cke::price::PriceOptions;
 use cke::serve;
+use cke::sim::SimOptions;
 use clap::{Parser, Subcommand};
 
 /// A put allocates about thirty times, most of it in the HTTP/2 stack, and frees on other threads: that takes a tenth
@@ -38,6 +39,8 @@ enum Command {
     Price(PriceOptions),
     /// Ask a server whether it is well: the exit code is 0 if it is. For the health checks of containers
     Health(HealthOptions),
+    /// Control a running simulation: its clock, its faults; or run scenarios
+    Sim(Box<SimOptions>),
     /// Print the version
     Version,
 }
@@ -45,9 +48,10 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve { config, options } => run_serve(config, *options),
-        Command::Etcd(options) => serve::etcd(*options).map_err(|error| error.to_string()),
+        Command::Etcd(options) => run_etcd(*options),
         Command::Price(options) => options.run().map_err(|error| error.to_string()),
         Command::Health(options) => options.run().map_err(|error| error.to_string()),
+        Command::Sim(options) => options.run().map_err(|error| error.to_string()),
         Command::Version => {
             println!("cke {}", env!("CARGO_PKG_VERSION"));
             println!("etcd API {}", cke::etcd::VERSION);
@@ -66,6 +70,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_etcd(options: EtcdOptions) -> Result<(), String> {
+    let options = match &options.config_file {
+        Some(path) => EtcdOptions::from_file(path).map_err(|error| error.to_string())?,
+        None => options,
+    };
+    serve::etcd(options).map_err(|error| error.to_string())
 }
 
 fn run_serve(config: Option<PathBuf>, options: ServeOptions) -> Result<(), String> {

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::clever::account::{Accounts, Seed};
-use crate::clever::{self, CleverConfig};
+use crate::clever::cluster_token::ClusterTokens;
+use crate::clever::{self, CleverConfig, SimulationConfig};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::config::etcd::ListenUrl;
 use crate::config::store::StoreUrl;
@@ -175,12 +176,22 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
         .map_err(start("the platform"))?;
         let accounts = Accounts::new(config.accounts).map_err(start("accounts"))?;
         let seed = accounts.seed();
+        let cluster_tokens = ClusterTokens::load(&keyspaces).await;
+        let cluster_tokens = cluster_tokens.map_err(start("the REST API"))?;
         let router = clever::router(CleverConfig {
             platform: platform.clone(),
             clock: clock.clone(),
             accounts,
+            cluster_tokens,
             public_url: addresses.http_url(),
             keyspaces,
+            simulation: SimulationConfig {
+                cloud: cloud.clone(),
+                seed: config.seed,
+                shared_store: database.is_shared(),
+                public_host: config.public_host.clone(),
+                shutdown: shutdown.clone(),
+            },
         });
         let actors = Actors {
             platform: platform.clone(),
@@ -240,6 +251,11 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
     if options.unused.members() > 1 {
         return Err(ServeError::SeveralMembers);
     }
+    for flag in &options.unknown {
+        tracing::warn!(
+            "{flag} has no effect: the configuration file of `cke etcd` does not have it"
+        );
+    }
     for flag in options.unused.given() {
         tracing::warn!("--{flag} has no effect: this etcd has one member, and its own store");
     }
@@ -257,6 +273,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
         ]
         .concat();
         let keepalive_interval = options.limits.keepalive_interval();
+        let ping_interval = options.limits.ping_interval();
         let auth_token: TokenKind = options.limits.auth_token.parse().map_err(start("etcd"))?;
         let auth_token_ttl = Duration::from_secs(options.limits.auth_token_ttl.into());
         let auto_compaction = options.limits.auto_compaction().map_err(start("etcd"))?;
@@ -322,6 +339,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 auth_token_ttl,
                 auto_compaction,
                 keepalive_interval,
+                ping_interval,
                 keepalive_timeout: options.limits.grpc_keepalive_timeout,
                 shared_store: database.is_shared(),
                 metrics,

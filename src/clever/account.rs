@@ -253,6 +253,11 @@ impl Accounts {
     }
 
     /// Whether `user` may act for `owner`: themselves, or an organisation that they belong to.
+    /// Whether there is such a user or organisation.
+    pub fn is_known(&self, id: &OwnerId) -> bool {
+        self.user(id).is_some() || self.organisations.iter().any(|it| it.id == *id)
+    }
+
     pub fn may_act_for(&self, user: &User, owner: &OwnerId) -> bool {
         user.id == *owner || self.organisations_of(user).any(|(it, _)| it.id == *owner)
     }

@@ -8,7 +8,8 @@
 //! - OAuth 1.0 HMAC-SHA512 and HMAC-SHA1, for known consumers. The Go client leaves the query out of
 //!   what it signs, other clients put it in: either signature is right. Nonces and timestamps are
 //!   signed but not remembered, for the simulated clock has nothing to do with the client's.
-//! - `Bearer` with an API token.
+//! - `Bearer` with an API token, or with the token of a cluster: then it is not a user who asks, but a component
+//!   of that cluster, for whom only what takes an [`Actor`] is open.
 
 use axum::extract::FromRequestParts;
 use axum::extract::RawPathParams;
@@ -23,10 +24,11 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::clever::account::{Accounts, User};
+use crate::clever::cluster_token::ClusterIdentity;
 use crate::clever::error::ApiError;
 use crate::clever::transport::ReceivedTarget;
 use crate::clever::{Clever, api_token};
-use crate::platform::model::OwnerId;
+use crate::platform::model::{ClusterId, OwnerId};
 
 /// RFC 5849, 3.6: everything but the unreserved characters is encoded.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -79,6 +81,10 @@ impl FromRequestParts<Clever> for Session {
                 .verify(&clever.accounts, &request)
                 .cloned()
                 .ok_or_else(ApiError::unauthorized)?
+        } else if cluster_identity(parts, clever).is_some() {
+            return Err(ApiError::forbidden(
+                "A component of a cluster deals with what is its cluster's own",
+            ));
         } else if scheme.eq_ignore_ascii_case("bearer") {
             api_token::user_of(clever, credentials.trim()).await?
         } else {
@@ -93,26 +99,71 @@ impl FromRequestParts<Clever> for Owner {
 
     async fn from_request_parts(parts: &mut Parts, clever: &Clever) -> Result<Self, ApiError> {
         let session = Session::from_request_parts(parts, clever).await?;
-        let path = RawPathParams::from_request_parts(parts, clever)
-            .await
-            .map_err(|error| ApiError::bad_request(error.to_string()))?;
-        let owner = path
-            .iter()
-            .find(|(name, _)| *name == "owner")
-            .map_or("", |(_, value)| value);
-        let forbidden = || {
-            ApiError::forbidden(format!(
-                "You are not allowed to act for {}",
-                owner.chars().take(64).collect::<String>()
-            ))
-        };
+        let owner = owner_in_path(parts).await?;
         // An owner that cannot exist is answered like one that the user does not belong to.
-        let id: OwnerId = owner.parse().map_err(|_| forbidden())?;
+        let id: OwnerId = owner.parse().map_err(|_| not_for(&owner))?;
         if !clever.accounts.may_act_for(&session.user, &id) {
-            return Err(forbidden());
+            return Err(not_for(&owner));
         }
         Ok(Owner { id })
     }
+}
+
+/// The owner in the path, for whom a user of the owner's asks, or a component of one of its clusters.
+pub struct Actor {
+    pub owner: OwnerId,
+    /// The only cluster that who asks may deal with; `None` for a user, who may deal with all.
+    pub only: Option<ClusterId>,
+}
+
+impl Actor {
+    /// Whether the cluster is within reach; another one is answered like one that is not there.
+    pub fn may_reach(&self, cluster: &ClusterId) -> bool {
+        self.only.as_ref().is_none_or(|only| only == cluster)
+    }
+}
+
+impl FromRequestParts<Clever> for Actor {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, clever: &Clever) -> Result<Self, ApiError> {
+        let Some(identity) = cluster_identity(parts, clever) else {
+            let Owner { id } = Owner::from_request_parts(parts, clever).await?;
+            return Ok(Actor {
+                owner: id,
+                only: None,
+            });
+        };
+        let owner = owner_in_path(parts).await?;
+        if owner != identity.owner.as_str() {
+            return Err(not_for(&owner));
+        }
+        Ok(Actor {
+            owner: identity.owner,
+            only: Some(identity.cluster),
+        })
+    }
+}
+
+/// The cluster whose token the request bears.
+fn cluster_identity(parts: &Parts, clever: &Clever) -> Option<ClusterIdentity> {
+    let header = parts.headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = header.trim_start().split_once(' ')?;
+    let bearer = scheme.eq_ignore_ascii_case("bearer");
+    bearer.then(|| clever.cluster_tokens.verify(token.trim()))?
+}
+
+async fn owner_in_path(parts: &mut Parts) -> Result<String, ApiError> {
+    let path = RawPathParams::from_request_parts(parts, &())
+        .await
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let owner = path.iter().find(|(name, _)| *name == "owner");
+    Ok(owner.map_or_else(String::new, |(_, value)| value.to_owned()))
+}
+
+fn not_for(owner: &str) -> ApiError {
+    let owner: String = owner.chars().take(64).collect();
+    ApiError::forbidden(format!("You are not allowed to act for {owner}"))
 }
 
 /// The parameters of an `Authorization: OAuth` header, as they were written.

@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
 use crate::clever::Clever;
-use crate::clever::authentication::Owner;
+use crate::clever::authentication::{Actor, Owner};
 use crate::clever::error::{ApiError, CLUSTER};
 use crate::clever::node_group::{ClusterNodeGroup, NodeGroupCreation};
 use crate::clever::transport::{Json, JsonBody, OptionalJsonBody, Parameters, nullable};
@@ -63,6 +63,30 @@ impl FromRequestParts<Clever> for OwnedCluster {
             .map_err(|_| ApiError::resource_not_found(CLUSTER, &id))?;
         Ok(OwnedCluster {
             owner: owner.id,
+            cluster,
+        })
+    }
+}
+
+/// As [`OwnedCluster`], but a component of the cluster may ask as well.
+pub struct ActedCluster {
+    pub owner: OwnerId,
+    pub cluster: ClusterId,
+}
+
+impl FromRequestParts<Clever> for ActedCluster {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, clever: &Clever) -> Result<Self, ApiError> {
+        let actor = Actor::from_request_parts(parts, clever).await?;
+        let id = path_parameter(parts, "cluster").await?;
+        let unknown = || ApiError::resource_not_found(CLUSTER, &id);
+        let cluster: ClusterId = id.parse().map_err(|_| unknown())?;
+        if !actor.may_reach(&cluster) {
+            return Err(unknown());
+        }
+        Ok(ActedCluster {
+            owner: actor.owner,
             cluster,
         })
     }

@@ -5,9 +5,10 @@
 //!
 //! Statuses are those of `contracts/cke-models.md` 1.5. Two are our choice, for nothing public
 //! settles them: a refused quota is 402 (its `code` is what clients look at; 403 and 507 already mean
-//! a foreign owner and a pending load balancer, and a 5xx would be retried by the Go client), and a
-//! malformed identifier in a path is a 404 like any other unknown one.
+//! a foreign owner and a load balancer over the quota of addresses, and a 5xx would be retried by the Go
+//! client), and a malformed identifier in a path is a 404 like any other unknown one.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
@@ -22,7 +23,7 @@ use crate::platform::error::PlatformError;
 pub struct ApiError {
     pub status: StatusCode,
     /// `clever.core.…`; for the authentication bridge a bare word.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     pub context: ErrorContext,
     pub message: String,
 }
@@ -56,14 +57,19 @@ pub enum ErrorContext {
 pub const CLUSTER: &str = "KubernetesCluster";
 pub const NODE_GROUP: &str = "KubernetesNodeGroup";
 pub const QUOTA: &str = "KubernetesQuotaReservation";
+pub const LOAD_BALANCER: &str = "LoadBalancer";
 
 pub const QUOTA_EXCEEDED: &str = "clever.core.quota-exceeded";
 
 impl ApiError {
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
+    pub fn new(
+        status: StatusCode,
+        code: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> ApiError {
         ApiError {
             status,
-            code,
+            code: code.into(),
             context: ErrorContext::Empty,
             message: message.into(),
         }
@@ -154,6 +160,21 @@ impl From<PlatformError> for ApiError {
                         resource_name: None,
                     },
                 )
+            }
+            PlatformError::IpQuotaExceeded { .. } => {
+                ApiError::new(StatusCode::INSUFFICIENT_STORAGE, QUOTA_EXCEEDED, message).about(
+                    ErrorContext::Operation {
+                        operation: "reserve",
+                        resource_type: LOAD_BALANCER,
+                        resource_name: None,
+                    },
+                )
+            }
+            PlatformError::LoadBalancerNotFound(id) => {
+                ApiError::not_found(message).about(ErrorContext::Resource {
+                    resource_type: LOAD_BALANCER,
+                    resource_name: bounded(id),
+                })
             }
             PlatformError::WrongState { .. } => ApiError::new(
                 StatusCode::PRECONDITION_FAILED,
@@ -300,6 +321,14 @@ mod tests {
             },
             "402 Payment Required clever.core.quota-exceeded: \
              Quota exceeded: RAM max: limit = 40.0 GB | actual = 48.0 GB",
+        );
+        check(
+            PlatformError::IpQuotaExceeded {
+                limit: 2,
+                actual: 4,
+            },
+            "507 Insufficient Storage clever.core.quota-exceeded: \
+             Quota exceeded: IP max: limit = 2 | actual = 4",
         );
         check(
             PlatformError::wrong_state("not ACTIVE"),

@@ -11,14 +11,18 @@ mod api_token;
 mod authentication;
 mod cli_token;
 mod cluster;
+pub mod cluster_token;
 mod deployment_event;
 pub mod error;
 mod kubeconfig;
+mod load_balancer;
 mod node_group;
+mod price;
 mod price_system;
 mod product;
 mod profile;
 mod quota;
+mod quota_control;
 mod server;
 mod simulation;
 mod summary;
@@ -33,22 +37,28 @@ use axum::middleware::{from_fn, from_fn_with_state};
 
 use crate::clever::account::Accounts;
 use crate::clever::cli_token::Grants;
+use crate::clever::cluster_token::ClusterTokens;
+use crate::clever::simulation::Simulation;
 use crate::clever::transport::RequestIds;
 use crate::clock::Clock;
 use crate::etcd::client::{Client, SharedKeyspaces};
 use crate::platform::Platform;
 
 pub use server::serve;
+pub use simulation::SimulationConfig;
 
 /// What the API stands on.
 pub struct CleverConfig {
     pub platform: Platform,
     pub clock: Clock,
     pub accounts: Accounts,
+    /// As what the clusters' own components ask.
+    pub cluster_tokens: ClusterTokens,
     /// Where clients reach this API, such as `http://127.0.0.1:8080`; without a slash at the end.
     pub public_url: String,
     /// Where API tokens are kept; in a keyspace of their own.
     pub keyspaces: SharedKeyspaces,
+    pub simulation: SimulationConfig,
 }
 
 /// What every handler can reach. Cheap to clone.
@@ -57,18 +67,23 @@ struct Clever {
     platform: Platform,
     clock: Clock,
     accounts: Arc<Accounts>,
+    cluster_tokens: ClusterTokens,
     public_url: Arc<str>,
     grants: Grants,
     store: Client,
+    simulation: Simulation,
 }
 
 /// The whole API.
 pub fn router(config: CleverConfig) -> Router {
     let request_ids = RequestIds::new(config.clock.clone());
+    let simulation = Simulation::start(config.simulation, &config.platform, &config.clock);
     let clever = Clever {
+        simulation,
         platform: config.platform,
         clock: config.clock,
         accounts: Arc::new(config.accounts),
+        cluster_tokens: config.cluster_tokens,
         public_url: config.public_url.into(),
         grants: Grants::default(),
         store: config.keyspaces.client(api_token::KEYSPACE),
@@ -79,18 +94,23 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cli_token::routes())
         .merge(api_token::routes())
         .merge(product::routes())
+        .merge(price::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())
         .merge(node_group::routes())
         .merge(kubeconfig::routes())
+        .merge(load_balancer::routes())
         .merge(deployment_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
+        .merge(quota_control::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)
         .method_not_allowed_fallback(transport::wrong_method)
         .layer(DefaultBodyLimit::max(transport::BODY_LIMIT_BYTES))
         .layer(from_fn(transport::outlive_the_client))
+        .layer(from_fn_with_state(clever.clone(), simulation::inject))
+        .layer(from_fn_with_state(clever.clone(), simulation::guard))
         .layer(from_fn_with_state(request_ids, transport::finish))
         .with_state(clever);
     Router::new().fallback_service(transport::rewriting(resources))

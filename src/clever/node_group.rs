@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
 use crate::clever::Clever;
-use crate::clever::cluster::{OwnedCluster, path_parameter};
+use crate::clever::cluster::{ActedCluster, path_parameter};
 use crate::clever::error::{ApiError, NODE_GROUP};
 use crate::clever::transport::{Json, JsonBody, Parameters, nullable};
 use crate::platform::model::{
@@ -45,8 +45,8 @@ impl FromRequestParts<Clever> for OwnedNodeGroup {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, clever: &Clever) -> Result<Self, ApiError> {
-        let OwnedCluster { owner, cluster } =
-            OwnedCluster::from_request_parts(parts, clever).await?;
+        let ActedCluster { owner, cluster } =
+            ActedCluster::from_request_parts(parts, clever).await?;
         let id = path_parameter(parts, "node_group").await?;
         let node_group = id
             .parse()
@@ -218,7 +218,7 @@ impl NodeGroupPatchBody {
 /// Without a filter everything but DELETED, as for clusters: the CLI does not filter this list.
 async fn list(
     State(clever): State<Clever>,
-    OwnedCluster { owner, cluster }: OwnedCluster,
+    ActedCluster { owner, cluster }: ActedCluster,
     parameters: Parameters,
 ) -> Result<Json<Vec<NodeGroupBody>>, ApiError> {
     let statuses: Vec<NodeGroupStatus> = parameters.parse_all("status")?;
@@ -231,7 +231,7 @@ async fn list(
 
 async fn create(
     State(clever): State<Clever>,
-    OwnedCluster { owner, cluster }: OwnedCluster,
+    ActedCluster { owner, cluster }: ActedCluster,
     JsonBody(creation): JsonBody<NodeGroupCreation>,
 ) -> Result<(StatusCode, Json<NodeGroupBody>), ApiError> {
     let group = clever

@@ -70,13 +70,12 @@ pub struct PricePlan {
     pub price: Decimal,
 }
 
-/// The nearest double to the decimal, which reads back as written.
-fn as_number<S: serde::Serializer>(price: &Decimal, serializer: S) -> Result<S::Ok, S::Error> {
-    let nearest: f64 = price
-        .to_string()
-        .parse()
-        .map_err(serde::ser::Error::custom)?;
-    serializer.serialize_f64(nearest)
+/// A JSON number of exactly these digits.
+pub fn as_number<S: serde::Serializer>(number: &Decimal, serializer: S) -> Result<S::Ok, S::Error> {
+    use serde::ser::Error;
+    serde_json::value::RawValue::from_string(number.normalize().to_string())
+        .map_err(S::Error::custom)?
+        .serialize(serializer)
 }
 
 /// What each service is billed as.
@@ -186,27 +185,62 @@ async fn get_of_owner(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::model::Flavor;
+    use crate::platform::pricing::Price;
+
+    /// The number in the JSON text itself.
+    fn written_price(written: &str, service: &str) -> Decimal {
+        let (_, policy) = written
+            .split_once(&format!(r#""plan_id":"price_plan_{service}""#))
+            .unwrap();
+        let (_, price) = policy.split_once(r#""price":"#).unwrap();
+        let (price, _) = price.split_once('}').unwrap();
+        price.parse().unwrap()
+    }
 
     #[test]
     fn node_prices_are_those_that_karpenter_knows() {
-        let written = serde_json::to_value(price_system(None)).unwrap();
-        let check = |service: &str, unit: &str, quantity: u64, price: f64| {
-            let policies = written["countable"].as_array().unwrap();
+        let written = serde_json::to_string(&price_system(None)).unwrap();
+        let check = |service: &str, unit: &str, quantity: u64, price: &str| {
+            let body: serde_json::Value = serde_json::from_str(&written).unwrap();
+            let policies = body["countable"].as_array().unwrap();
             let policy = policies
                 .iter()
                 .find(|policy| policy["service"] == service)
                 .unwrap();
             assert_eq!(policy["data_unit"], unit);
             assert_eq!(policy["data_quantity_for_price"]["quantity"], quantity);
-            assert_eq!(policy["price_plans"][0]["price"], price);
+            assert_eq!(policy["price_plans"].as_array().unwrap().len(), 1);
+            assert_eq!(written_price(&written, service).to_string(), price);
         };
-        check("kubernetes.node.vcpu", "vcpu", 1, 0.00277777777);
-        check("kubernetes.node.ram", "B", 1_000_000_000, 0.00555555555);
+        check("kubernetes.node.vcpu", "vcpu", 1, "0.00277777777");
+        check("kubernetes.node.ram", "B", 1_000_000_000, "0.00555555555");
         check(
             "kubernetes.controlPlane.distributed.vcpu",
             "vcpu",
             1,
-            0.00416666666,
+            "0.00416666666",
         );
+        assert!(written.len() < 1 << 20);
+    }
+
+    /// A client multiplies the unit prices with what a flavor has, for an hour or 720, and rounds.
+    #[test]
+    fn a_client_that_multiplies_finds_the_specification_s_prices() {
+        let written = serde_json::to_string(&price_system(None)).unwrap();
+        for (service, billed) in SERVICES {
+            let vcpu = written_price(&written, &format!("{service}.vcpu"));
+            let ram = written_price(&written, &format!("{service}.ram"));
+            for flavor in Flavor::ALL {
+                let (size, price) = (flavor.size(), Price::of(flavor, billed));
+                let hour = Decimal::from(size.vcpus) * vcpu + Decimal::from(size.ram_gb) * ram;
+                let half_up = RoundingStrategy::MidpointAwayFromZero;
+                let shown =
+                    |amount: Decimal, places| amount.round_dp_with_strategy(places, half_up);
+                assert_eq!(shown(hour, 4), price.shown_hourly(), "{service} {flavor}");
+                let month = hour * Decimal::from(HOURS_PER_MONTH);
+                assert_eq!(shown(month, 2), price.shown_monthly(), "{service} {flavor}");
+            }
+        }
     }
 }

@@ -91,14 +91,14 @@ pub async fn finish(State(ids): State<RequestIds>, request: Request, next: Next)
     let mut response = tracing::Instrument::instrument(next.run(request), span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         span.in_scope(|| {
-            tracing::debug!(status = error.status.as_u16(), code = error.code, "refused");
+            tracing::debug!(status = error.status.as_u16(), code = %error.code, "refused");
         });
         let body = if legacy {
             serde_json::to_vec(&LegacyErrorBody::new(&error))
         } else {
             serde_json::to_vec(&ErrorBody {
                 api_request_id: &id,
-                code: error.code,
+                code: &error.code,
                 context: &error.context,
                 error: &error.message,
             })

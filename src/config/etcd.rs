@@ -61,6 +61,8 @@ fn newest_tls_version(text: &str) -> Result<TlsVersion, String> {
     tls_version(text)
 }
 
+/// Shortest time between a client's pings if none is set, as grpc-go has it.
+const DEFAULT_PING_INTERVAL: Duration = Duration::from_secs(300);
 /// Not even a connection limit of the machine's would let more be of use.
 const MAX_CONNECTIONS: u64 = 1 << 20;
 
@@ -204,7 +206,7 @@ pub struct LimitOptions {
     #[arg(long, env = "CKE_MAX_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONNECTIONS))]
     pub max_connections: Option<u64>,
 
-    /// Shortest time between a client's pings. Pings are answered however often they come
+    /// Shortest time between a client's pings; who pings more often is disconnected
     #[arg(long, env = "ETCD_GRPC_KEEPALIVE_MIN_TIME", value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     pub grpc_keepalive_min_time: Duration,
 
@@ -300,6 +302,14 @@ impl LimitOptions {
             (CompactionMode::Revision, Err(_)) => return Err(refused()),
         };
         Ok(Some(mode))
+    }
+
+    /// How often clients may ping.
+    pub fn ping_interval(&self) -> Duration {
+        match self.grpc_keepalive_min_time {
+            Duration::ZERO => DEFAULT_PING_INTERVAL,
+            interval => interval,
+        }
     }
 
     /// The interval of pings, if there are any.

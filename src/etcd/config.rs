@@ -49,6 +49,8 @@ pub struct EtcdConfig {
     pub max_concurrent_streams: u32,
     /// How long an HTTP/2 connection may be silent before it is pinged; `None` is for ever.
     pub keepalive_interval: Option<Duration>,
+    /// Shortest time between two pings of a client. One that pings more often is sent away.
+    pub ping_interval: Duration,
     /// How long the answer to a ping may take.
     pub keepalive_timeout: Duration,
     /// Bytes of one keyspace's history, above which writes are refused; 0 is etcd's default, negative is no limit.
@@ -85,6 +87,7 @@ impl Default for EtcdConfig {
             max_connections: 10_000,
             max_concurrent_streams: u32::MAX,
             keepalive_interval: Some(Duration::from_secs(7_200)),
+            ping_interval: Duration::from_secs(5),
             keepalive_timeout: Duration::from_secs(20),
             quota_backend_bytes: 0,
             bcrypt_cost: 10,

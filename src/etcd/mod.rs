@@ -46,6 +46,7 @@ mod keyspace_choice;
 mod lease;
 pub mod limits;
 mod metrics;
+mod pings;
 mod range;
 mod record;
 mod sequencer;

@@ -32,6 +32,7 @@ use super::event::RevisionEvents;
 use super::keyspace::Keyspace;
 use super::store::{CommitRequest, Outcome, StoreError};
 use super::view::{Fault, Fetched};
+use super::watch::pace::Wakes;
 
 /// Requests that wait for the sequencer; more senders wait for room.
 pub const QUEUE_LEN: usize = 4096;
@@ -179,13 +180,15 @@ impl Sequencer {
                     let metrics = &self.keyspace.metrics.server;
                     let commands = taken.iter().map(|queued| &queued.command);
                     metrics.count_batch(&batch, commands.zip(&answers));
-                    self.apply(batch);
+                    let wakes = self.apply(batch);
                     for (queued, answer) in taken.into_iter().zip(answers) {
                         if let Some(reply) = queued.reply {
                             // Whoever asked may have gone.
                             let _ = reply.send(answer);
                         }
                     }
+                    // Whoever has written does not wait for all that are told.
+                    self.keyspace.hub.wake(wakes);
                     return self.give_way().await;
                 }
                 Ok(Outcome::Foreign(_)) => {
@@ -313,7 +316,8 @@ impl Sequencer {
         Ok(outcome)
     }
 
-    fn apply(&mut self, batch: Batch) {
+    /// Makes the batch visible. The streams it concerns are still to be woken.
+    fn apply(&mut self, batch: Batch) -> Wakes {
         self.apply_events(&batch.events);
         self.apply_compaction(batch.compacted, true);
         let (alarms, auth) = {
@@ -332,10 +336,11 @@ impl Sequencer {
             let now = self.keyspace.clock.now();
             batch.apply_to_leases(&mut self.keyspace.leases.lock(), now);
         }
-        self.keyspace.hub.notify(&batch.events);
+        let wakes = self.keyspace.hub.notify(&batch.events);
         if let Some(follow) = &self.keyspace.follow {
             follow.applied(self.head);
         }
+        wakes
     }
 
     /// Whoever has compacted clears the store.

@@ -31,6 +31,7 @@ use super::gateway;
 use super::http;
 use super::keyspace::{Keyspace, Limits};
 use super::metrics::rpc::Answered;
+use super::pings::{PingLimit, Pings, UnderWay};
 use super::service::{Api, Backend};
 use super::store::{self, Identity, Store, StoreError};
 use super::tls::Tls;
@@ -373,6 +374,7 @@ impl Server {
             peer: None,
             trusted: false,
             metrics_only,
+            under_way: UnderWay::default(),
         };
         let graceful = GracefulShutdown::new();
         // Clients that are too many do not keep probes out.
@@ -507,6 +509,7 @@ impl Inner {
             peer: None,
             trusted: true,
             metrics_only: false,
+            under_way: UnderWay::default(),
         };
         let connection = self.connection(connected, stream);
         async move {
@@ -598,6 +601,7 @@ struct Connected {
     trusted: bool,
     /// The listener is for scrapers and probes alone.
     metrics_only: bool,
+    under_way: UnderWay,
 }
 
 impl hyper::service::Service<::http::Request<Incoming>> for Connected {
@@ -614,6 +618,7 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
             request.extensions_mut().insert(Trusted);
         }
         let metrics_only = self.metrics_only;
+        let begun = self.under_way.begin();
         async move {
             let content_type = request.headers().get(::http::header::CONTENT_TYPE);
             let grpc =
@@ -621,7 +626,8 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
             if grpc && !metrics_only {
                 let methods = &api.backend().server.config.metrics.rpc;
                 let (call, request) = methods.start(request);
-                return Ok(call.answer(api.call(request).await));
+                let response = call.answer(api.call(request).await);
+                return Ok(response.map(|body| body.holding(begun)));
             }
             let json = gateway::serves(request.uri().path()) && !metrics_only;
             let mut response = if request.method() == ::http::Method::OPTIONS {
@@ -632,7 +638,7 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
                 http::call(api.backend(), &request).await
             };
             http::allow_origins(&mut response);
-            Ok(Answered::uncounted(response))
+            Ok(Answered::uncounted(response).map(|body| body.holding(begun)))
         }
         .boxed()
     }
@@ -640,16 +646,22 @@ impl hyper::service::Service<::http::Request<Incoming>> for Connected {
 
 impl Inner {
     /// One connection, HTTP/2 or HTTP/1.1 as the client begins.
-    ///
-    /// Pings of clients are answered however often they come: the stack has no notion of too many.
     fn connection<I>(
         &self,
-        connected: Connected,
+        mut connected: Connected,
         stream: I,
-    ) -> auto::Connection<'static, TokioIo<Coalescing<I>>, Connected, TokioExecutor>
+    ) -> auto::Connection<'static, TokioIo<Pings<Coalescing<I>>>, Connected, TokioExecutor>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        // Clones of one listener's share it.
+        connected.under_way = UnderWay::default();
+        let limit = (!connected.trusted).then(|| PingLimit {
+            clock: self.clock.clone(),
+            interval: self.config.ping_interval,
+            under_way: connected.under_way.clone(),
+        });
+        let stream = Pings::new(Coalescing::new(stream), limit);
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -666,7 +678,7 @@ impl Inner {
             .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
             .max_send_buf_size(SEND_BUFFER_BYTES);
         builder
-            .serve_connection(TokioIo::new(Coalescing::new(stream)), connected)
+            .serve_connection(TokioIo::new(stream), connected)
             .into_owned()
     }
 }

@@ -44,6 +44,24 @@ pub enum Record {
     Interval(Interval),
 }
 
+impl Record {
+    /// As it is kept.
+    pub fn to_json(&self) -> serde_json::Value {
+        fn of(record: &impl Serialize) -> serde_json::Value {
+            // It was read from JSON, or written as such.
+            serde_json::to_value(record).unwrap_or_default()
+        }
+        match self {
+            Record::Vm(record) => of(record),
+            Record::Hypervisor(record) => of(record),
+            Record::Address(record) => of(record),
+            Record::LoadBalancer(record) => of(record),
+            Record::Network(record) => of(record),
+            Record::Interval(record) => of(record),
+        }
+    }
+}
+
 pub(super) fn decode(key: &str, value: &[u8]) -> Option<Record> {
     fn read<T: DeserializeOwned>(
         key: &str,

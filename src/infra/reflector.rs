@@ -66,6 +66,9 @@ pub type Observer<R> = Box<dyn Fn(&Change<'_, R>) -> bool + Send + Sync>;
 /// Reads a record; `None` for keys that are not of interest.
 pub type Decode<R> = fn(key: &str, value: &[u8]) -> Option<R>;
 
+/// Whether a record is held in the view. One that is not is told of when it comes, and forgotten.
+pub type Keep<R> = fn(&R) -> bool;
+
 /// Cheap to clone.
 pub struct Reflector<R> {
     shared: Arc<Shared<R>>,
@@ -82,6 +85,7 @@ impl<R> Clone for Reflector<R> {
 struct Shared<R> {
     client: Client,
     decode: Decode<R>,
+    keep: Keep<R>,
     view: RwLock<View<R>>,
     revision: watch::Sender<i64>,
     cancel: CancellationToken,
@@ -100,9 +104,21 @@ impl<R: Send + Sync + 'static> Reflector<R> {
         clock: &Clock,
         cancel: CancellationToken,
     ) -> Result<Reflector<R>, ClientError> {
+        Reflector::start_keeping(client, decode, |_| true, clock, cancel).await
+    }
+
+    /// As [`Reflector::start`], for a keyspace of which not everything is held.
+    pub async fn start_keeping(
+        client: Client,
+        decode: Decode<R>,
+        keep: Keep<R>,
+        clock: &Clock,
+        cancel: CancellationToken,
+    ) -> Result<Reflector<R>, ClientError> {
         let shared = Arc::new(Shared {
             client,
             decode,
+            keep,
             view: RwLock::new(View {
                 records: BTreeMap::new(),
                 observers: Vec::new(),
@@ -282,6 +298,19 @@ impl<R: Send + Sync + 'static> Shared<R> {
         let record = Arc::new((self.decode)(key, value)?);
         let mut view = self.view.write();
         let view = &mut *view;
+        if !(self.keep)(&record) {
+            // A list also brings what was told of long ago.
+            if mod_revision > *self.revision.borrow() {
+                let change = Change {
+                    key,
+                    old: None,
+                    new: Some(&record),
+                    records: &view.records,
+                };
+                view.observers.retain(|observer| observer(&change));
+            }
+            return None;
+        }
         let old = match view.records.get(key) {
             Some(stored) if stored.mod_revision == mod_revision => return Some(key.to_owned()),
             stored => stored.map(|stored| Arc::clone(&stored.record)),

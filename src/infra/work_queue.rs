@@ -25,7 +25,7 @@ use crate::leader::Term;
 /// Simulated time before the first repetition of a round that failed; doubles with each failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
-/// Rounds at once when time runs by itself. Under a manual clock it is one, for the order's sake.
+/// Rounds at once when time runs by itself. While the clock is manual it is one, for the order's sake.
 const WORKERS: usize = 8;
 
 /// Cheap to clone.
@@ -153,13 +153,9 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         E: std::fmt::Display + Send + 'static,
         F: Future<Output = Result<Option<Timestamp>, E>> + Send + 'static,
     {
-        let workers = match self.inner.clock.scale() {
-            TimeScale::Manual => 1,
-            TimeScale::Factor(_) => WORKERS,
-        };
         let round = Arc::new(round);
         let mut tasks = JoinSet::new();
-        for _ in 0..workers {
+        for _ in 0..WORKERS {
             let (queue, round) = (self.clone(), Arc::clone(&round));
             tasks.spawn(async move {
                 while let Some(key) = queue.take().await {
@@ -185,7 +181,13 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
                 if state.closed || !self.inner.term.holds() {
                     return None;
                 }
-                if let Some(key) = state.waiting.pop_first() {
+                let at_once = match self.inner.clock.scale() {
+                    TimeScale::Manual => 1,
+                    TimeScale::Factor(_) => WORKERS,
+                };
+                if state.working.len() < at_once
+                    && let Some(key) = state.waiting.pop_first()
+                {
                     state.working.insert(key.clone(), false);
                     if !state.waiting.is_empty() {
                         // One permit is kept at most: pass it on to the next worker.
@@ -223,8 +225,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         let again = state.working.remove(key).unwrap_or(false);
         if again && !state.closed {
             state.waiting.insert(key.clone());
+        }
+        if !state.waiting.is_empty() {
             self.inner.ready.notify_one();
-        } else if state.waiting.is_empty() && state.working.is_empty() {
+        } else if state.working.is_empty() {
             state.activity = None;
         }
     }

@@ -104,6 +104,8 @@ pub struct Seen {
     pub load_balancer: Option<LoadBalancer>,
     /// How many node groups have a record.
     pub node_groups: usize,
+    /// How many load balancers of services have a record.
+    pub belongings: usize,
 }
 
 impl Seen {
@@ -374,7 +376,7 @@ fn delete(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
         decision.next = Some(next);
         return decision;
     }
-    let mut left = seen.node_groups;
+    let mut left = seen.node_groups + seen.belongings;
     for vm in &cluster.control_plane {
         match seen.vm(vm) {
             VmState::Absent => continue,

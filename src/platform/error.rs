@@ -30,6 +30,16 @@ pub enum PlatformError {
         /// What would be held if the request were granted.
         actual: String,
     },
+    /// 507: the public addresses of services.
+    #[error("Quota exceeded: IP max: limit = {limit} | actual = {actual}")]
+    IpQuotaExceeded {
+        limit: u32,
+        /// What would be held if the request were granted.
+        actual: u32,
+    },
+    /// 404; also for another owner's.
+    #[error("Load balancer {0} not found")]
+    LoadBalancerNotFound(String),
     /// 412: the state does not allow it now.
     #[error("{reason}")]
     WrongState { reason: String },

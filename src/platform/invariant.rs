@@ -7,16 +7,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::infra::{Inventory, Requested, Vm};
 
+use super::load_balancer::{ADDRESSES, ServiceLoadBalancer};
 use super::model::{Cluster, ClusterStatus, NodeGroup, NodeGroupStatus, NodeStatus};
 use super::quota::{Ledger, Resources};
 use super::store::{CloudOwner, Record};
 
 /// A rule that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Violation {
     /// Name of the rule.
@@ -32,6 +34,7 @@ pub struct Snapshot {
     pub clusters: Vec<Cluster>,
     pub node_groups: Vec<NodeGroup>,
     pub ledgers: Vec<Ledger>,
+    pub load_balancers: Vec<ServiceLoadBalancer>,
     pub inventory: Inventory,
 }
 
@@ -46,7 +49,10 @@ impl Snapshot {
                 Record::Cluster(cluster) => snapshot.clusters.push(cluster.clone()),
                 Record::NodeGroup(group) => snapshot.node_groups.push(group.clone()),
                 Record::Ledger(ledger) => snapshot.ledgers.push(ledger.clone()),
-                Record::NodeName(_) => {}
+                Record::LoadBalancer(load_balancer) => {
+                    snapshot.load_balancers.push(load_balancer.clone());
+                }
+                Record::NodeName(_) | Record::Event(_) => {}
             }
         }
         snapshot
@@ -57,6 +63,7 @@ impl Snapshot {
 pub fn check(snapshot: &Snapshot) -> Vec<Violation> {
     let mut found = Violations::default();
     ledgers(snapshot, &mut found);
+    public_addresses(snapshot, &mut found);
     node_groups(snapshot, &mut found);
     clusters(snapshot, &mut found);
     vms(snapshot, &mut found);
@@ -130,7 +137,7 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
             }
         }
         let total = ledger.total();
-        if total.vcpus > ledger.limits.vcpus || total.ram_gb > ledger.limits.ram_gb {
+        if !ledger.is_within_limits() {
             found.add(
                 "quota",
                 &ledger.owner,
@@ -144,6 +151,37 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
             id,
             format!("{owner} holds nothing for it"),
         );
+    }
+}
+
+/// Each ledger holds the addresses of exactly the load balancers that have a record, and each of those is of
+/// a cluster that is not DELETED.
+fn public_addresses(snapshot: &Snapshot, found: &mut Violations) {
+    let mut live: BTreeMap<&str, &ServiceLoadBalancer> = BTreeMap::new();
+    for load_balancer in &snapshot.load_balancers {
+        live.insert(&load_balancer.id, load_balancer);
+        let of = |cluster: &&Cluster| cluster.id == load_balancer.cluster;
+        let cluster = snapshot.clusters.iter().find(of);
+        if cluster.is_none_or(|cluster| cluster.status == ClusterStatus::Deleted) {
+            let detail = load_balancer.cluster.as_str();
+            found.add("load-balancer-without-cluster", &load_balancer.id, detail);
+        }
+    }
+    for ledger in &snapshot.ledgers {
+        for (id, count) in &ledger.holdings_ips {
+            match live.remove(id.as_str()) {
+                Some(of) if of.owner == ledger.owner && *count == ADDRESSES => {}
+                Some(of) => {
+                    let detail = format!("{} holds {count} for {}'s", ledger.owner, of.owner);
+                    found.add("ip-amount", id, detail);
+                }
+                None => found.add("ip-leak", id, "nothing that lives needs this"),
+            }
+        }
+    }
+    for (id, load_balancer) in live {
+        let detail = format!("{} holds nothing for it", load_balancer.owner);
+        found.add("ip-missing", id, detail);
     }
 }
 

@@ -19,6 +19,8 @@ mod guest;
 mod id;
 mod identity;
 pub mod invariant;
+pub mod load_balancer;
+mod load_balancers;
 pub mod model;
 pub mod node_group;
 mod node_groups;
@@ -37,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
 use crate::infra::Cloud;
-use crate::infra::reflector::Reflector;
+use crate::infra::reflector::{Observer, Reflector};
 use crate::infra::work_queue::Workers;
 use crate::leader::Term;
 
@@ -95,8 +97,14 @@ impl Platform {
     pub async fn start(config: PlatformConfig) -> Result<Platform> {
         let client = config.keyspaces.client(KEYSPACE);
         let cancel = CancellationToken::new();
-        let view =
-            Reflector::start(client.clone(), store::decode, &config.clock, cancel.clone()).await?;
+        let view = Reflector::start_keeping(
+            client.clone(),
+            store::decode,
+            store::Record::is_held,
+            &config.clock,
+            cancel.clone(),
+        )
+        .await?;
         let context = Context {
             store: Store {
                 client,
@@ -122,6 +130,11 @@ impl Platform {
         controller::start(&self.inner.context, term)
     }
 
+    /// Tells of every record, and of every change of one; of an event when it comes.
+    pub fn observe(&self, observer: Observer<store::Record>) {
+        self.store().view.observe(observer);
+    }
+
     /// Ends every watch: nothing is seen here any more.
     pub fn close(&self) {
         self.inner.cancel.cancel();
@@ -133,6 +146,31 @@ impl Platform {
 
     pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {
         Ok(self.store().ledger(owner).await?.value.quota())
+    }
+
+    /// Lets the owner hold so much. What it holds over that stays, and cannot grow.
+    pub async fn set_limits(&self, owner: &OwnerId, limits: quota::Limits) -> Result<Quota> {
+        self.change_limits(owner, |_| limits).await
+    }
+
+    /// As [`Platform::set_limits`], with limits that follow from those before.
+    pub async fn change_limits(
+        &self,
+        owner: &OwnerId,
+        change: impl Fn(quota::Limits) -> quota::Limits,
+    ) -> Result<Quota> {
+        let _serial = self.ledger_lock(owner).await;
+        for _ in 0..ATTEMPTS {
+            let mut ledger = self.store().ledger(owner).await?;
+            let limits = change(ledger.value.limits);
+            ledger.value.set_limits(limits);
+            let mut record = store::Change::new();
+            record.ledger(&ledger)?;
+            if self.store().commit(record).await? {
+                return Ok(ledger.value.quota());
+            }
+        }
+        Err(contention(owner))
     }
 
     /// What counts against the quota now, in the order of creation.

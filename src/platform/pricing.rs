@@ -10,6 +10,9 @@ use serde::{Serialize, Serializer};
 use super::catalog::{Billed, HOURS_PER_MONTH};
 use super::model::{Component, Flavor, Topology};
 
+/// Of every amount. Taxes are never included.
+pub const CURRENCY: &str = "EUR";
+
 /// Euro. Kept as what a full month of it costs, which is exact where an hour's price is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Price {
@@ -282,6 +285,29 @@ mod tests {
         check(0, "0.0889", "64.00");
         // 64 + 7 × 44 = 372; / 720 = 0.51666…, while 0.0889 + 7 × 0.0611 = 0.5166.
         check(7, "0.5167", "372.00");
+    }
+
+    /// Money is decimal or whole everywhere.
+    #[test]
+    fn no_floating_point_is_near_money() {
+        let sources = [
+            include_str!("pricing.rs"),
+            include_str!("catalog.rs"),
+            include_str!("quota.rs"),
+            include_str!("../price.rs"),
+            include_str!("../infra/metering.rs"),
+            include_str!("../infra/cloud/metering.rs"),
+            include_str!("../clever/price.rs"),
+            include_str!("../clever/price_system.rs"),
+        ];
+        let types = ["32", "64"].map(|bits| format!("f{bits}"));
+        for source in sources {
+            for line in source.lines() {
+                let words = line.split(|c: char| !c.is_alphanumeric());
+                let mut floats = words.filter(|word| types.iter().any(|it| word.contains(it)));
+                assert_eq!(floats.next(), None, "{line}");
+            }
+        }
     }
 
     #[test]

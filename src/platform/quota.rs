@@ -37,6 +37,14 @@ impl Resources {
         }
     }
 
+    /// The lesser of each.
+    pub fn at_most(self, bound: Resources) -> Resources {
+        Resources {
+            vcpus: self.vcpus.min(bound.vcpus),
+            ram_gb: self.ram_gb.min(bound.ram_gb),
+        }
+    }
+
     /// Of all VMs of a control plane.
     pub fn of_control_plane(topology: &Topology) -> Resources {
         match topology {
@@ -102,6 +110,13 @@ pub struct Ledger {
     pub minted: u64,
     /// By the id of the cluster (its control plane) or node group.
     pub holdings: BTreeMap<String, Holding>,
+    /// Public addresses, by the id of the load balancer that has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holdings_ips: BTreeMap<String, u32>,
+    /// What was held when the limits were lowered, as far as it is still held: it may be over them, and
+    /// may not grow.
+    #[serde(default)]
+    pub tolerated: Resources,
 }
 
 impl Ledger {
@@ -111,6 +126,8 @@ impl Ledger {
             limits: DEFAULT_LIMITS,
             minted: 0,
             holdings: BTreeMap::new(),
+            holdings_ips: BTreeMap::new(),
+            tolerated: Resources::default(),
         }
     }
 
@@ -145,12 +162,54 @@ impl Ledger {
             return exceeded("vCPU max", self.limits.vcpus, total.vcpus, "vCPU");
         }
         *self = after;
+        self.tolerated = self.tolerated.at_most(total);
         Ok(())
+    }
+
+    /// From now on these limits. What is held over them stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.tolerated = self.total();
+    }
+
+    /// Whether what is held is within the limits, or was held when they were lowered.
+    pub fn is_within_limits(&self) -> bool {
+        let total = self.total();
+        total.vcpus <= self.limits.vcpus.max(self.tolerated.vcpus)
+            && total.ram_gb <= self.limits.ram_gb.max(self.tolerated.ram_gb)
     }
 
     /// Gives back what is held under `id`. Nothing, the second time.
     pub fn release(&mut self, id: &str) {
         self.holdings.remove(id);
+        self.tolerated = self.tolerated.at_most(self.total());
+    }
+
+    pub fn total_ips(&self) -> u32 {
+        let held = self.holdings_ips.values();
+        held.fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// Takes `count` public addresses for `id`, instead of those that it has. On an error nothing is changed.
+    pub fn reserve_ips(&mut self, id: &str, count: u32) -> Result<(), PlatformError> {
+        let before = self.holdings_ips.get(id).copied().unwrap_or(0);
+        let total = self
+            .total_ips()
+            .saturating_sub(before)
+            .saturating_add(count);
+        if total > self.limits.ips && count > before {
+            return Err(PlatformError::IpQuotaExceeded {
+                limit: self.limits.ips,
+                actual: total,
+            });
+        }
+        self.holdings_ips.insert(id.to_owned(), count);
+        Ok(())
+    }
+
+    /// Gives the addresses of `id` back. Nothing, the second time.
+    pub fn release_ips(&mut self, id: &str) {
+        self.holdings_ips.remove(id);
     }
 
     pub fn quota(&self) -> Quota {
@@ -228,6 +287,28 @@ mod tests {
     }
 
     #[test]
+    fn two_addresses_make_one_load_balancer() {
+        let mut ledger = ledger();
+        let mut check = |id: &str, expect: Option<&str>| {
+            let refused = ledger.reserve_ips(id, 2).err();
+            assert_eq!(refused.map(|error| error.to_string()).as_deref(), expect);
+        };
+        check("a", None);
+        check("a", None);
+        check("b", Some("Quota exceeded: IP max: limit = 2 | actual = 4"));
+        ledger.release_ips("a");
+        ledger.release_ips("a");
+        assert_eq!(ledger.total_ips(), 0);
+        assert!(ledger.reserve_ips("b", 2).is_ok());
+        // A record from before there were addresses in it.
+        let mut old = serde_json::to_value(&ledger).unwrap();
+        old.as_object_mut().unwrap().remove("holdings_ips");
+        old.as_object_mut().unwrap().remove("holdingsIps");
+        let read: Ledger = serde_json::from_value(old).unwrap();
+        assert_eq!(read.total_ips(), 0);
+    }
+
+    #[test]
     fn a_holding_is_replaced_not_added() {
         let mut ledger = ledger();
         let mut check = |count, fits| {
@@ -241,6 +322,39 @@ mod tests {
         ledger.release("a");
         ledger.release("a");
         assert_eq!(ledger.total(), Resources::default());
+    }
+
+    #[test]
+    fn what_is_held_over_lowered_limits_stays_and_cannot_grow() {
+        let mut ledger = ledger();
+        ledger
+            .reserve([("a".to_owned(), holding(Flavor::Xs, 4))])
+            .unwrap();
+        ledger.set_limits(Limits {
+            vcpus: 8,
+            ram_gb: 8,
+            ips: 0,
+        });
+        assert!(ledger.is_within_limits());
+        assert!(
+            ledger
+                .reserve([("b".to_owned(), holding(Flavor::Xxs, 1))])
+                .is_err()
+        );
+        ledger
+            .reserve([("a".to_owned(), holding(Flavor::Xs, 2))])
+            .unwrap();
+        assert_eq!(ledger.tolerated, Resources::of(Flavor::Xs, 2));
+        assert!(
+            ledger
+                .reserve([("a".to_owned(), holding(Flavor::Xs, 3))])
+                .is_err()
+        );
+        assert!(ledger.is_within_limits());
+        ledger
+            .holdings
+            .insert("a".to_owned(), holding(Flavor::Xs, 3));
+        assert!(!ledger.is_within_limits());
     }
 
     proptest! {

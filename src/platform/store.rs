@@ -6,6 +6,7 @@
 //! | `node-groups/<cluster>/<node group>` | [`NodeGroup`] |
 //! | `node-names/<cluster>/<name>` | id of what has the name in that cluster |
 //! | `ledgers/<owner>` | [`Ledger`] |
+//! | `load-balancers/<cluster>/<id>` | [`ServiceLoadBalancer`] |
 //! | `events/<cluster>/<time>/<source>/<number>` | [`DeploymentEvent`] |
 //!
 //! Every change is one transaction that compares the mod revisions of what it was decided from. What
@@ -27,6 +28,7 @@ use crate::infra::{self, reflector::Reflector};
 
 use super::deployment_event::DeploymentEvent;
 use super::error::PlatformError;
+use super::load_balancer::ServiceLoadBalancer;
 use super::model::{Cluster, ClusterId, ClusterStatus, NodeGroup, NodeGroupId, OwnerId};
 use super::quota::Ledger;
 
@@ -34,6 +36,7 @@ pub const CLUSTERS: &str = "/cke/clusters/";
 pub const NODE_GROUPS: &str = "/cke/node-groups/";
 pub const NODE_NAMES: &str = "/cke/node-names/";
 pub const LEDGERS: &str = "/cke/ledgers/";
+pub const LOAD_BALANCERS: &str = "/cke/load-balancers/";
 const EVENTS: &str = "/cke/events/";
 
 type Result<T> = std::result::Result<T, PlatformError>;
@@ -56,6 +59,14 @@ pub fn node_names_of(cluster: &ClusterId) -> String {
 
 fn node_name_key(cluster: &ClusterId, name: &str) -> String {
     format!("{NODE_NAMES}{cluster}/{name}")
+}
+
+pub fn load_balancer_key(cluster: &ClusterId, id: &str) -> String {
+    format!("{LOAD_BALANCERS}{cluster}/{id}")
+}
+
+pub fn load_balancers_of(cluster: &ClusterId) -> String {
+    format!("{LOAD_BALANCERS}{cluster}/")
 }
 
 fn ledger_key(owner: &OwnerId) -> String {
@@ -114,13 +125,23 @@ impl std::fmt::Display for CloudOwner {
     }
 }
 
-/// A record that the platform keeps in view. Events are not among them: they are read when asked for.
-#[derive(Clone, Debug)]
+/// A record of the platform. Events are not held in view, only told of when they come: they are read when
+/// asked for.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
 pub enum Record {
     Cluster(Cluster),
     NodeGroup(NodeGroup),
     NodeName(String),
     Ledger(Ledger),
+    LoadBalancer(ServiceLoadBalancer),
+    Event(DeploymentEvent),
+}
+
+impl Record {
+    pub fn is_held(&self) -> bool {
+        !matches!(self, Record::Event(_))
+    }
 }
 
 pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
@@ -137,6 +158,10 @@ pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value).map(Record::NodeName)
     } else if key.starts_with(LEDGERS) {
         read(key, value).map(Record::Ledger)
+    } else if key.starts_with(LOAD_BALANCERS) {
+        read(key, value).map(Record::LoadBalancer)
+    } else if key.starts_with(EVENTS) {
+        read(key, value).map(Record::Event)
     } else {
         None
     }
@@ -249,6 +274,18 @@ impl Change {
     pub fn ledger(&mut self, ledger: &Versioned<Ledger>) -> Result<()> {
         let key = ledger_key(&ledger.value.owner);
         self.write(key, ledger.revision, &ledger.value)
+    }
+
+    /// Writes the record. `revision` is that of the record before, 0 for a new one.
+    pub fn load_balancer(&mut self, next: &ServiceLoadBalancer, revision: i64) -> Result<()> {
+        self.write(load_balancer_key(&next.cluster, &next.id), revision, next)
+    }
+
+    pub fn remove_load_balancer(&mut self, before: &Versioned<ServiceLoadBalancer>) {
+        let key = load_balancer_key(&before.value.cluster, &before.value.id);
+        self.compare
+            .push(mod_revision_is(key.clone(), before.revision));
+        self.operations.push(delete(key));
     }
 
     /// Events are in the order of their keys: time, source, number.
@@ -373,6 +410,26 @@ impl Store {
             .collect::<Result<Vec<NodeGroup>>>()?;
         groups.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(groups)
+    }
+
+    pub async fn find_load_balancer(
+        &self,
+        cluster: &ClusterId,
+        id: &str,
+    ) -> Result<Option<Versioned<ServiceLoadBalancer>>> {
+        self.find(load_balancer_key(cluster, id)).await
+    }
+
+    /// Of a cluster, in the order of creation.
+    pub async fn load_balancers(&self, cluster: &ClusterId) -> Result<Vec<ServiceLoadBalancer>> {
+        let listed = self.client.list(load_balancers_of(cluster)).await?;
+        let mut found = listed
+            .value
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<ServiceLoadBalancer>>>()?;
+        found.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(found)
     }
 
     /// A new one if the owner has none yet: it is written with its first entry.

@@ -34,6 +34,29 @@ fn a_port_in_use() {
 }
 
 #[test]
+fn etcds_configuration_file_is_instead_of_flags() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let (file, data) = (path("etcd.yaml"), path("data"));
+    let check = |written: String, expect: &str| {
+        std::fs::write(&file, written).expect("a file");
+        let flags = ["--listen-client-urls", "http://127.0.0.1:0"];
+        check_refused(
+            &[&["etcd", "--config-file", &file], &flags[..]].concat(),
+            expect,
+        );
+    };
+    let url = format!("data-dir: {data}\nlisten-client-urls: http://{address}\n");
+    check(url, &address);
+    check(String::from("max-txn-ops: many\n"), "--max-txn-ops");
+    check(String::from("name: [\n"), &file);
+    let missing = path("missing.yaml");
+    check_refused(&["etcd", "--config-file", &missing], &missing);
+}
+
+#[test]
 fn an_unusable_data_directory() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("file");

@@ -42,6 +42,11 @@ impl Credentials {
         }
     }
 
+    /// Whether it is this process itself.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
     /// Who it is, as far as the keyspace asks.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::Registrar;
+use crate::etcd::pings::Begun;
 
 /// By code, as grpc-go spells them.
 const CODES: [&str; 17] = [
@@ -229,6 +230,7 @@ impl Call {
             body,
             messages: Messages::default(),
             call: Some(self),
+            begun: None,
         })
     }
 }
@@ -252,6 +254,8 @@ pub struct Answered {
     body: Body,
     messages: Messages,
     call: Option<Call>,
+    #[expect(dead_code, reason = "to be dropped with the answer")]
+    begun: Option<Begun>,
 }
 
 impl Answered {
@@ -261,7 +265,16 @@ impl Answered {
             body,
             messages: Messages::default(),
             call: None,
+            begun: None,
         })
+    }
+
+    /// The request is under way as long as its answer.
+    pub fn holding(self, begun: Begun) -> Answered {
+        Answered {
+            begun: Some(begun),
+            ..self
+        }
     }
 }
 

@@ -137,7 +137,8 @@ impl Sequencer {
                 }
                 leases.apply(&events[0]);
             }
-            self.keyspace.hub.notify(&events);
+            let hub = &self.keyspace.hub;
+            hub.wake(hub.notify(&events));
         }
         {
             let mut leases = self.keyspace.leases.lock();

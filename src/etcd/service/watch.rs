@@ -3,10 +3,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use etcd_proto::etcdserverpb::WatchRequest;
 use futures::Stream;
+use futures::task::AtomicWaker;
 use http_body::Body as HttpBody;
 use tokio::sync::mpsc;
 use tonic::body::Body;
@@ -26,23 +29,70 @@ pub struct Answers {
     outgoing: mpsc::Receiver<Result<Frame, Status>>,
     /// `None` once it has ended.
     work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    alarm: Arc<Alarm>,
+}
+
+/// Remembers that the work was woken: answers are asked for more often than there is work to do.
+#[derive(Default)]
+struct Alarm {
+    rang: AtomicBool,
+    /// The task that asks for answers.
+    task: AtomicWaker,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rang.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+impl Answers {
+    fn new(
+        outgoing: mpsc::Receiver<Result<Frame, Status>>,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Answers {
+        let alarm = Arc::new(Alarm::default());
+        // It has not begun.
+        alarm.rang.store(true, Ordering::Release);
+        Answers {
+            outgoing,
+            work: Some(Box::pin(work)),
+            alarm,
+        }
+    }
 }
 
 impl Stream for Answers {
     type Item = Result<Frame, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Poll::Ready(Some(answer)) = self.outgoing.poll_recv(context) {
+        // Nobody but the work sends, so there is nobody to be woken by.
+        if let Ok(answer) = self.outgoing.try_recv() {
             return Poll::Ready(Some(answer));
         }
-        if let Some(work) = &mut self.work
-            && work.as_mut().poll(context).is_ready()
-        {
-            self.work = None;
+        self.alarm.task.register(context.waker());
+        if self.alarm.rang.swap(false, Ordering::AcqRel) {
+            let waker = Waker::from(Arc::clone(&self.alarm));
+            if let Some(work) = &mut self.work
+                && work
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&waker))
+                    .is_ready()
+            {
+                self.work = None;
+            }
+            if let Ok(answer) = self.outgoing.try_recv() {
+                return Poll::Ready(Some(answer));
+            }
         }
-        match self.outgoing.poll_recv(context) {
-            Poll::Pending if self.work.is_none() => Poll::Ready(None),
-            answer => answer,
+        match self.work {
+            Some(_) => Poll::Pending,
+            None => Poll::Ready(None),
         }
     }
 }
@@ -65,11 +115,8 @@ impl StreamingService<WatchRequest> for Watch {
             let credentials = Credentials::of(&request);
             let headers = backend.headers();
             let stream = WatchStream::new(keyspace, headers, credentials, config, answers);
-            let work = Box::pin(stream.run(request.into_inner(), backend.draining));
-            Ok(Response::new(Answers {
-                outgoing,
-                work: Some(work),
-            }))
+            let work = stream.run(request.into_inner(), backend.draining);
+            Ok(Response::new(Answers::new(outgoing, work)))
         })
     }
 }

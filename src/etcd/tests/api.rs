@@ -308,3 +308,35 @@ async fn one_port_speaks_grpc_and_plain_http() {
     let client = fixture.server.client("default");
     assert_eq!(client.put("a", "2").await.expect("within the process"), 3);
 }
+
+#[tokio::test]
+async fn a_client_that_pings_too_often_is_sent_away() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let fixture = Fixture::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn({
+        let (server, shutdown) = (fixture.server.clone(), shutdown.clone());
+        async move { server.serve(listener, shutdown).await }
+    });
+    let mut stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("connects");
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    let ping = b"\0\0\x08\x06\0\0\0\0\0abcdefgh";
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..]].concat();
+    stream.write_all(&preface).await.expect("sends");
+    // Under the manual clock all are at the same time.
+    for _ in 0..4 {
+        stream.write_all(ping).await.expect("sends");
+    }
+    let mut said = Vec::new();
+    // The end may come as a reset.
+    let _ = stream.read_to_end(&mut said).await;
+    assert!(said.ends_with(b"\x0btoo_many_pings"), "{said:?}");
+
+    shutdown.cancel();
+    serving.await.expect("no panic").expect("drains");
+}

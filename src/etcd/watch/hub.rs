@@ -5,22 +5,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::interval::IntervalMap;
+use super::pace::{Pace, Wakes};
+use super::queue::Queue;
 use crate::etcd::event::{Event, RevisionEvents};
 use crate::etcd::key_range::{End, KeyRange};
 
 /// Events of recent revisions that are kept for watchers that lag behind, in bytes.
 const RECENT_BYTES: usize = 16 << 20;
-/// Deliveries that wait in one stream's queue before its watchers lag. They share their events
-/// with everybody else's.
-const QUEUE_LEN: usize = 1024;
-/// The same in bytes; one delivery always fits.
-const QUEUE_BYTES: usize = 8 << 20;
 
 /// Tells one watcher from all others of the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,49 +78,6 @@ pub fn select(
     }
 }
 
-/// What waits for one stream.
-#[derive(Default)]
-pub struct Queue {
-    waiting: Mutex<Waiting>,
-    /// Something waits.
-    pub notify: Notify,
-}
-
-#[derive(Default)]
-pub struct Waiting {
-    pub deliveries: VecDeque<Delivery>,
-    /// Watchers that did not fit any more, with the first revision they have missed.
-    pub lagging: Vec<(WatcherKey, i64)>,
-    size_bytes: usize,
-}
-
-impl Queue {
-    pub fn take(&self) -> Waiting {
-        std::mem::take(&mut self.waiting.lock())
-    }
-
-    fn lag(&self, watcher: WatcherKey, missed: i64) {
-        self.waiting.lock().lagging.push((watcher, missed));
-        self.notify.notify_one();
-    }
-
-    /// False if the watcher lags from now on.
-    fn push(&self, delivery: Delivery) -> bool {
-        let mut waiting = self.waiting.lock();
-        let fits = waiting.deliveries.len() < QUEUE_LEN && waiting.size_bytes < QUEUE_BYTES;
-        if fits {
-            waiting.size_bytes += delivery.events.size_bytes;
-            waiting.deliveries.push_back(delivery);
-        } else {
-            let missed = delivery.events.revision;
-            waiting.lagging.push((delivery.watcher, missed));
-        }
-        drop(waiting);
-        self.notify.notify_one();
-        fits
-    }
-}
-
 /// A synced watcher.
 pub struct Subscription {
     pub watcher: WatcherKey,
@@ -135,6 +89,7 @@ pub struct Subscription {
 
 pub struct Hub {
     state: Mutex<HubState>,
+    pace: Arc<Pace>,
 }
 
 struct HubState {
@@ -178,6 +133,7 @@ impl Hub {
                 ranges: IntervalMap::default(),
                 next_watcher: 0,
             }),
+            pace: Arc::default(),
         }
     }
 
@@ -192,14 +148,17 @@ impl Hub {
         WatcherKey(state.next_watcher)
     }
 
-    /// Hands out consecutive revisions.
-    pub fn notify(&self, revisions: &[Arc<RevisionEvents>]) {
+    /// Hands out consecutive revisions. The streams have them in their queues then, but do not know yet: see
+    /// [`Hub::wake`].
+    pub fn notify(&self, revisions: &[Arc<RevisionEvents>]) -> Wakes {
+        let mut wakes = Wakes::default();
         if revisions.is_empty() {
-            return;
+            return wakes;
         }
+        let now = Instant::now();
         let mut state = self.state.lock();
         for events in revisions {
-            state.hand_out(events);
+            state.hand_out(events, now, &mut wakes);
             state.revision = events.revision;
             state.recent_bytes += events.size_bytes;
             state.recent.push_back(Arc::clone(events));
@@ -211,6 +170,12 @@ impl Hub {
                 state.recent_from = oldest.revision + 1;
             }
         }
+        wakes
+    }
+
+    /// Tells the streams that something waits for them.
+    pub fn wake(&self, wakes: Wakes) {
+        self.pace.wake(wakes);
     }
 
     /// The revision moved on without events.
@@ -307,19 +272,24 @@ impl Hub {
 }
 
 impl HubState {
-    fn hand_out(&mut self, events: &Arc<RevisionEvents>) {
+    fn hand_out(&mut self, events: &Arc<RevisionEvents>, now: Instant, wakes: &mut Wakes) {
         if let [event] = events.events.as_slice() {
             // Nearly every revision: no need to gather.
-            let deliver = |subscription: &Subscription| {
-                !concerns(subscription, events, event)
-                    || subscription.queue.push(Delivery {
-                        watcher: subscription.watcher,
-                        events: Arc::clone(events),
-                        selected: None,
-                    })
+            let mut deliver = |subscription: &Subscription| {
+                if !concerns(subscription, events, event) {
+                    return true;
+                }
+                let delivery = Delivery {
+                    watcher: subscription.watcher,
+                    events: Arc::clone(events),
+                    selected: None,
+                };
+                let (fits, wake) = subscription.queue.push(delivery, now);
+                wakes.add(&subscription.queue, wake);
+                fits
             };
             self.visit(&event.record.key, |subscriptions| {
-                subscriptions.retain(deliver);
+                subscriptions.retain(&mut deliver);
             });
             return;
         }
@@ -345,7 +315,9 @@ impl HubState {
                 events: Arc::clone(events),
                 selected: (!all).then_some(selected),
             };
-            if !queue.push(delivery) {
+            let (fits, wake) = queue.push(delivery, now);
+            wakes.add(&queue, wake);
+            if !fits {
                 lagging.push(watcher);
             }
         }

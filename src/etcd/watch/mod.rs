@@ -3,6 +3,7 @@
 //! - [`interval`]: which of many ranges contain a key.
 //! - [`hub`]: hands each revision's events to the streams that watch them, and remembers the
 //!   newest revisions.
+//! - [`queue`]: what waits for one stream; [`pace`]: how often a stream is woken.
 //! - [`stream`]: one gRPC stream with its watchers: replay, hand-over to the hub, progress.
 //! - [`frame`]: the answers on the wire.
 //!
@@ -14,4 +15,6 @@
 pub mod frame;
 pub mod hub;
 pub mod interval;
+pub mod pace;
+pub mod queue;
 pub mod stream;

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::frame::{EventsFrame, Frame};
-use super::hub::{self, CatchUp, Delivery, Filter, Queue, Subscription, WatcherKey};
+use super::hub::{self, CatchUp, Delivery, Filter, Subscription, WatcherKey};
+use super::queue::{Queue, Waiting};
 use crate::etcd::auth::Credentials;
 use crate::etcd::error::Error;
 use crate::etcd::event::{Event, RevisionEvents};
@@ -65,6 +66,8 @@ pub struct WatchStream {
     credentials: Credentials,
     config: StreamConfig,
     queue: Arc<Queue>,
+    /// What was taken from the queue.
+    taken: Waiting,
     answers: mpsc::Sender<Result<Frame, Status>>,
     watchers: HashMap<WatcherKey, Watcher>,
     ids: HashMap<i64, WatcherKey>,
@@ -105,12 +108,15 @@ impl WatchStream {
         config: StreamConfig,
         answers: mpsc::Sender<Result<Frame, Status>>,
     ) -> WatchStream {
+        // What happens within this process is not to wait for a timer of real time.
+        let paced = !credentials.is_trusted();
         WatchStream {
             keyspace,
             headers,
             credentials,
             config,
-            queue: Arc::default(),
+            queue: Arc::new(Queue::new(paced)),
+            taken: Waiting::default(),
             answers,
             watchers: HashMap::new(),
             ids: HashMap::new(),
@@ -186,13 +192,11 @@ impl WatchStream {
     /// Sends what waits, lets lagging watchers catch up a step, and answers progress requests.
     async fn advance(&mut self) -> Result<(), Over> {
         self.drain().await?;
-        let lagging: Vec<_> = self
-            .lagging
-            .iter()
-            .map(|(key, next)| (*key, *next))
-            .collect();
-        for (key, next) in lagging {
-            self.catch_up(key, next).await?;
+        if !self.lagging.is_empty() {
+            let lagging = self.lagging.iter().map(|(key, next)| (*key, *next));
+            for (key, next) in lagging.collect::<Vec<_>>() {
+                self.catch_up(key, next).await?;
+            }
         }
         if self.progress_requested {
             self.answer_progress().await?;
@@ -329,29 +333,44 @@ impl WatchStream {
 
     /// Sends everything that waits in the queue.
     async fn drain(&mut self) -> Result<(), Over> {
-        let waiting = self.queue.take();
-        let mut by_watcher: HashMap<WatcherKey, usize> = HashMap::new();
-        let mut grouped: Vec<Vec<Delivery>> = Vec::new();
-        for delivery in waiting.deliveries {
-            let at = *by_watcher.entry(delivery.watcher).or_insert(grouped.len());
-            match grouped.get_mut(at) {
-                Some(group) => group.push(delivery),
-                None => grouped.push(vec![delivery]),
+        let mut taken = std::mem::take(&mut self.taken);
+        self.queue.take(&mut taken);
+        let watcher = taken.deliveries.front().map(|first| first.watcher);
+        if taken
+            .deliveries
+            .iter()
+            .all(|it| Some(it.watcher) == watcher)
+        {
+            // Most streams have one watcher.
+            self.deliver(taken.deliveries.drain(..)).await?;
+        } else {
+            let mut by_watcher: HashMap<WatcherKey, usize> = HashMap::new();
+            let mut grouped: Vec<Vec<Delivery>> = Vec::new();
+            for delivery in taken.deliveries.drain(..) {
+                let at = *by_watcher.entry(delivery.watcher).or_insert(grouped.len());
+                match grouped.get_mut(at) {
+                    Some(group) => group.push(delivery),
+                    None => grouped.push(vec![delivery]),
+                }
+            }
+            for group in grouped {
+                self.deliver(group).await?;
             }
         }
-        for group in grouped {
-            self.deliver(group).await?;
-        }
-        for (key, missed) in waiting.lagging {
+        for (key, missed) in taken.lagging.drain(..) {
             if self.watchers.contains_key(&key) {
                 self.lagging.insert(key, missed);
             }
         }
+        self.taken = taken;
         Ok(())
     }
 
     /// Sends one watcher's deliveries in order, several small revisions in one answer.
-    async fn deliver(&mut self, deliveries: Vec<Delivery>) -> Result<(), Over> {
+    async fn deliver(
+        &mut self,
+        deliveries: impl IntoIterator<Item = Delivery>,
+    ) -> Result<(), Over> {
         let mut events = Vec::new();
         let mut bytes = 0;
         let mut deliveries = deliveries.into_iter().peekable();
@@ -447,7 +466,7 @@ impl WatchStream {
                 selected,
             })
         });
-        self.deliver(selected.collect()).await?;
+        self.deliver(selected).await?;
         self.lagging.insert(key, upto + 1);
         Ok(())
     }

@@ -45,6 +45,7 @@ fn all_there(cluster: &Cluster) -> Seen {
             domain_name: String::from("x.test"),
         }),
         node_groups: 0,
+        belongings: 0,
     }
 }
 
@@ -228,6 +229,11 @@ fn a_cluster_is_deleted_when_everything_of_it_is() {
         ..Seen::default()
     };
     assert_eq!(decide(&cluster, &groups_left, NOW).next, None);
+    let load_balancers_left = Seen {
+        belongings: 1,
+        ..Seen::default()
+    };
+    assert_eq!(decide(&cluster, &load_balancers_left, NOW).next, None);
     let decision = decide(&cluster, &Seen::default(), NOW);
     assert_eq!(
         decision.acts,

@@ -50,6 +50,7 @@ impl ClusterController {
             Some((vm.id.clone(), VmState::of(&seen, &guest)))
         });
         let groups = store::node_groups_of(&cluster.id);
+        let load_balancers = store::load_balancers_of(&cluster.id);
         Seen {
             vms: vms.collect(),
             network_group: cloud.network(&cluster.network_group_id).is_some(),
@@ -67,6 +68,11 @@ impl ClusterController {
                 .store
                 .view
                 .with(|records| reflector::under(records, &groups).count()),
+            belongings: self
+                .context
+                .store
+                .view
+                .with(|records| reflector::under(records, &load_balancers).count()),
         }
     }
 
@@ -219,6 +225,10 @@ impl Controller for ClusterController {
             Some(Record::Cluster(cluster)) => vec![store::cluster_key(&cluster.owner, &cluster.id)],
             Some(Record::NodeGroup(group)) => {
                 vec![store::cluster_key(&group.owner, &group.cluster)]
+            }
+            // The deletion of a cluster waits for its load balancers.
+            Some(Record::LoadBalancer(gone)) if change.new.is_none() => {
+                vec![store::cluster_key(&gone.owner, &gone.cluster)]
             }
             _ => Vec::new(),
         }

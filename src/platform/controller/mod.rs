@@ -4,6 +4,7 @@
 //! To add one: a file here, and a line in [`all`].
 
 mod cluster;
+mod load_balancer;
 mod node_group;
 mod orphan;
 
@@ -57,6 +58,7 @@ fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(cluster::ClusterController::new(context.clone())),
         Arc::new(node_group::NodeGroupController::new(context.clone())),
+        Arc::new(load_balancer::LoadBalancerController::new(context.clone())),
         Arc::new(orphan::OrphanController::new(context.clone())),
     ]
 }

@@ -1,0 +1,112 @@
+//! `/_sim`: control over the simulation: its clock, its faults, its whole state, and what happens in it.
+//!
+//! Without authentication: whoever reaches the port owns the simulation. Only a web page of somebody
+//! else's must not, by way of a browser that can reach the port: see [`origin`].
+//!
+//! Alone in this layer it knows the cloud below the platform, for what it does there no customer can.
+
+mod clock;
+mod events;
+mod history;
+mod injection;
+mod openapi;
+mod origin;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use tokio_util::sync::CancellationToken;
+
+use crate::clever::Clever;
+use crate::clever::error::ApiError;
+use crate::clever::transport::Json;
+use crate::clock::Clock;
+use crate::infra::Cloud;
+use crate::platform::Platform;
+use crate::platform::invariant::Violation;
+
+use history::History;
+use injection::Injections;
+use openapi::{Api, Operation};
+
+pub use injection::inject;
+pub use origin::guard;
+
+/// What the control API stands on.
+pub struct SimulationConfig {
+    pub cloud: Cloud,
+    pub seed: u64,
+    /// Servers that share a store have one time line, which nobody can change.
+    pub shared_store: bool,
+    /// Host that clients reach this server by, besides `localhost` and addresses.
+    pub public_host: String,
+    /// Ends the streams of events, which would hold up the end of the server.
+    pub shutdown: CancellationToken,
+}
+
+/// The control API's own state. Cheap to clone.
+#[derive(Clone)]
+pub struct Simulation {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    seed: u64,
+    shared_store: bool,
+    public_host: String,
+    shutdown: CancellationToken,
+    history: History,
+    injections: Injections,
+    document: serde_json::Value,
+}
+
+impl Simulation {
+    /// Follows what happens from now on.
+    pub fn start(config: SimulationConfig, platform: &Platform, clock: &Clock) -> Simulation {
+        let history = History::start(&config.cloud, platform, clock, config.shutdown.clone());
+        Simulation {
+            inner: Arc::new(Inner {
+                seed: config.seed,
+                shared_store: config.shared_store,
+                public_host: config.public_host,
+                shutdown: config.shutdown,
+                history,
+                injections: Injections::new(config.seed),
+                document: api().document(),
+            }),
+        }
+    }
+}
+
+pub fn routes() -> Router<Clever> {
+    api().router()
+}
+
+/// Every operation, with what is documented of it.
+fn api() -> Api {
+    let api = Api::default()
+        .add(
+            Operation::get("/_sim/openapi.json", "This document").answers::<serde_json::Value>(),
+            get_document,
+        )
+        .add(
+            Operation::get(
+                "/_sim/invariants",
+                "What is wrong with the platform's state: nothing, at rest",
+            )
+            .answers::<Vec<Violation>>(),
+            get_invariants,
+        );
+    let api = clock::operations(api);
+    let api = events::operations(api);
+    injection::operations(api)
+}
+
+async fn get_document(State(clever): State<Clever>) -> Json<serde_json::Value> {
+    Json(clever.simulation.inner.document.clone())
+}
+
+async fn get_invariants(State(clever): State<Clever>) -> Result<Json<Vec<Violation>>, ApiError> {
+    Ok(Json(clever.platform.check_invariants().await?))
+}

@@ -1,0 +1,323 @@
+//! `cke sim`: the control API on the command line, and scenarios.
+//!
+//! A client like any other: it knows the REST and control APIs of a server, and nothing inside one.
+
+mod client;
+mod junit;
+mod runner;
+mod scenario;
+mod server;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use http::Method;
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+
+use crate::clever::account::{SEED_API_TOKEN, SEED_ORGANISATION_ID};
+
+use client::{Client, ClientError};
+use runner::{Report, Runner};
+use scenario::{Scenario, ScenarioError};
+use server::{Server, ServerError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Scenario(#[from] ScenarioError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("cannot write {path}: {source}")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot write JUnit XML: {0}")]
+    Junit(#[from] quick_junit::SerializeError),
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error("{failed} of {count} scenarios failed")]
+    Failed { failed: usize, count: usize },
+}
+
+/// Options of `cke sim`.
+#[derive(Args, Clone, Debug)]
+pub struct SimOptions {
+    /// The server to control
+    #[arg(
+        long,
+        env = "API_HOST",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080",
+        global = true
+    )]
+    url: String,
+    #[command(subcommand)]
+    command: SimCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum SimCommand {
+    /// Say what the clock reads; or change how it runs
+    Clock {
+        /// `pause`, `resume`, `manual`, or simulated seconds per real second
+        #[arg(value_name = "pause|resume|manual|FACTOR")]
+        change: Option<String>,
+    },
+    /// Advance a clock that stands still
+    Advance {
+        /// How far, such as 90s or 1h; or `next`: until something happens
+        #[arg(value_name = "DURATION|next", value_parser = advance)]
+        by: Advance,
+    },
+    /// Show what happens, a line of JSON each
+    Events {
+        /// Only what has a greater number; only what is new, unless given
+        #[arg(long, value_name = "N")]
+        since: Option<u64>,
+        /// End after what there is
+        #[arg(long)]
+        no_follow: bool,
+    },
+    /// List the faults of the REST API; set or clear them
+    Faults {
+        #[command(subcommand)]
+        change: Option<FaultCommand>,
+    },
+    /// Say what is wrong with the platform's state
+    Invariants,
+    /// Run scenarios, each on a server of its own: the exit code is 0 if all of them passed
+    Run {
+        #[arg(value_name = "FILE", required = true)]
+        scenarios: Vec<PathBuf>,
+        /// On this server, whose clock stands still, instead
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+        /// Write how each step went as JUnit XML
+        #[arg(long, value_name = "FILE")]
+        junit: Option<PathBuf>,
+        /// Write everything that happened, a line of JSON each
+        #[arg(long, value_name = "FILE")]
+        history: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum FaultCommand {
+    /// Let answers fail, or come late
+    Set {
+        /// Such as /v4/kubernetes/organisations/*/clusters; `**` at the end is any number of segments
+        path: String,
+        /// Only requests with this method
+        #[arg(long)]
+        method: Option<String>,
+        /// Answer with this status
+        #[arg(long, value_name = "STATUS")]
+        status: Option<u16>,
+        /// The error's code
+        #[arg(long)]
+        code: Option<String>,
+        /// The error's text
+        #[arg(long)]
+        message: Option<String>,
+        /// How many requests it meets before it is over
+        #[arg(long, value_name = "N")]
+        times: Option<u64>,
+        /// So many of a thousand requests are met
+        #[arg(long, value_name = "N")]
+        per_mille: Option<u32>,
+        /// Hold requests up, such as 30s
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        latency: Option<Duration>,
+        /// By the machine's clock, not by the simulated one
+        #[arg(long, requires = "latency")]
+        real: bool,
+    },
+    /// Clear one, or all
+    Clear { id: Option<String> },
+}
+
+#[derive(Clone, Debug)]
+enum Advance {
+    By(Duration),
+    ToNextEvent,
+}
+
+fn advance(text: &str) -> Result<Advance, humantime::DurationError> {
+    match text {
+        "next" => Ok(Advance::ToNextEvent),
+        text => humantime::parse_duration(text).map(Advance::By),
+    }
+}
+
+impl SimOptions {
+    /// # Errors
+    /// The server cannot be reached or refuses, or a scenario fails.
+    pub fn run(self) -> Result<(), SimError> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(SimError::Runtime)?
+            .block_on(self.perform())
+    }
+
+    async fn perform(self) -> Result<(), SimError> {
+        let client = Client::new(&self.url, SEED_API_TOKEN)?;
+        let send = async |method: Method, path: &str, body: Option<Value>| {
+            let answer = client.json(&method, path, body.as_ref()).await?;
+            say(&format!("{answer:#}\n"));
+            Ok(())
+        };
+        match self.command {
+            SimCommand::Clock { change } => match change.as_deref() {
+                None => send(Method::GET, "/_sim/clock", None).await,
+                Some(verb @ ("pause" | "resume")) => {
+                    send(Method::POST, &format!("/_sim/clock/{verb}"), None).await
+                }
+                Some(scale) => {
+                    send(Method::PUT, "/_sim/clock", Some(json!({"scale": scale}))).await
+                }
+            },
+            SimCommand::Advance { by } => {
+                let body = match by {
+                    Advance::By(duration) => json!({"seconds": duration.as_secs_f64()}),
+                    Advance::ToNextEvent => json!({"toNextEvent": true}),
+                };
+                send(Method::POST, "/_sim/clock/advance", Some(body)).await
+            }
+            SimCommand::Events { since, no_follow } => events(&client, since, !no_follow).await,
+            SimCommand::Faults { change } => match change {
+                None => send(Method::GET, "/_sim/faults/api", None).await,
+                Some(FaultCommand::Clear { id: None }) => {
+                    send(Method::DELETE, "/_sim/faults/api", None).await
+                }
+                Some(FaultCommand::Clear { id: Some(id) }) => {
+                    send(Method::DELETE, &format!("/_sim/faults/api/{id}"), None).await
+                }
+                Some(FaultCommand::Set {
+                    path,
+                    method,
+                    status,
+                    code,
+                    message,
+                    times,
+                    per_mille,
+                    latency,
+                    real,
+                }) => {
+                    let body = json!({
+                        "path": path,
+                        "method": method,
+                        "status": status,
+                        "code": code,
+                        "message": message,
+                        "times": times,
+                        "perMille": per_mille,
+                        "latencySeconds": latency.map(|latency| latency.as_secs_f64()),
+                        "latencyClock": if real { "real" } else { "simulated" },
+                    });
+                    send(Method::POST, "/_sim/faults/api", Some(body)).await
+                }
+            },
+            SimCommand::Invariants => send(Method::GET, "/_sim/invariants", None).await,
+            SimCommand::Run {
+                scenarios,
+                server,
+                junit,
+                history,
+            } => run(&scenarios, server.as_deref(), junit, history).await,
+        }
+    }
+}
+
+async fn events(client: &Client, since: Option<u64>, follow: bool) -> Result<(), SimError> {
+    let since = since.map_or(String::new(), |since| format!("since={since}&"));
+    let path = format!("/_sim/events?{since}follow={follow}");
+    let mut body = client.open(&Method::GET, &path, None).await?.into_body();
+    let mut rest = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        rest.extend_from_slice(&data);
+        // Lines are told whole; what is after the last end of a line waits for more.
+        let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else {
+            continue;
+        };
+        let lines: Vec<u8> = rest.drain(..=end).collect();
+        for line in String::from_utf8_lossy(&lines).lines() {
+            if let Some(data) = line.strip_prefix("data: ") {
+                say(&format!("{data}\n"));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn run(
+    paths: &[PathBuf],
+    server: Option<&str>,
+    junit: Option<PathBuf>,
+    history: Option<PathBuf>,
+) -> Result<(), SimError> {
+    // All are read before one is run.
+    let scenarios = paths.iter().map(|path| Scenario::read(path));
+    let scenarios: Vec<Scenario> = scenarios.collect::<Result<_, _>>()?;
+    let mut reports = Vec::new();
+    for scenario in &scenarios {
+        let own = match server {
+            Some(_) => None,
+            None => Some(Server::start(scenario.seed).await?),
+        };
+        let url = own
+            .as_ref()
+            .map_or(server.unwrap_or_default(), |own| &own.url);
+        let runner = Runner::new(Client::new(url, SEED_API_TOKEN)?, SEED_ORGANISATION_ID);
+        let report = runner.run(scenario).await;
+        tell(&report);
+        reports.push(report);
+    }
+    if let Some(path) = junit {
+        write(path, &junit::write(&reports)?)?;
+    }
+    if let Some(path) = history {
+        let lines = reports.iter().flat_map(|report| &report.history);
+        let text: String = lines.map(|line| format!("{line}\n")).collect();
+        write(path, &text)?;
+    }
+    let failed = reports.iter().filter(|report| !report.passed()).count();
+    if failed > 0 {
+        let count = reports.len();
+        return Err(SimError::Failed { failed, count });
+    }
+    Ok(())
+}
+
+fn tell(report: &Report) {
+    let verdict = if report.passed() { "passed" } else { "FAILED" };
+    say(&format!("{verdict}: {}\n", report.name));
+    if !report.passed() && !report.description.is_empty() {
+        say(&format!("  {}\n", report.description));
+    }
+    for step in &report.steps {
+        if let Some(Err(reason)) = &step.outcome {
+            say(&format!("  {}: {reason}\n", step.title));
+        }
+    }
+}
+
+fn write(path: PathBuf, text: &str) -> Result<(), SimError> {
+    std::fs::write(&path, text).map_err(|source| SimError::Write { path, source })
+}
+
+/// Standard output may be a closed pipe: then nobody wants to know.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
