@@ -163,7 +163,9 @@ impl Clients {
             .await?;
         let kubeconfig = Kubeconfig::from_yaml(&text)?;
         let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        // The crate waits in real time, which holds up the simulated one: a component tries again by itself.
+        config.default_retry = false;
         let client = kube::Client::try_from(config)?;
         let mut kept = self.kept.lock();
         kept.push_back((cluster.to_owned(), client.clone()));
