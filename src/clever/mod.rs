@@ -15,16 +15,14 @@ pub mod cluster_token;
 mod consumption;
 mod deployment_event;
 pub mod error;
-mod invoice;
 mod kubeconfig;
 mod load_balancer;
 mod node_group;
-mod price;
+mod organisation;
 mod price_system;
 mod product;
 mod profile;
 mod quota;
-mod quota_control;
 mod server;
 mod simulation;
 mod summary;
@@ -97,8 +95,6 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(api_token::routes())
         .merge(product::routes())
         .merge(consumption::routes())
-        .merge(invoice::routes())
-        .merge(price::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())
         .merge(node_group::routes())
@@ -107,7 +103,6 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(deployment_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
-        .merge(quota_control::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)
         .method_not_allowed_fallback(transport::wrong_method)

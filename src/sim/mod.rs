@@ -2,7 +2,7 @@
 //!
 //! A client like any other: it knows the REST and control APIs of a server, and nothing inside one.
 
-mod client;
+pub(crate) mod client;
 mod junit;
 mod runner;
 mod scenario;
