@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::api_client::{ApiClient, ApiClientError, At};
+use super::cloud_api::{Accesses, CloudApiError};
+use super::cloud_controller_manager::CloudControllerManager;
 use super::component::{Listener, Notice};
 use super::controller_manager::{Outcome, Tools, deployment, disruption, garbage, replica_set};
 use super::registry::resource::{Kind, Resource};
@@ -33,14 +35,16 @@ pub enum Controller {
     Disruption,
     Garbage,
     Scheduler,
+    LoadBalancer,
 }
 
-const ALL: [Controller; 5] = [
+const ALL: [Controller; 6] = [
     Controller::Deployment,
     Controller::ReplicaSet,
     Controller::Disruption,
     Controller::Garbage,
     Controller::Scheduler,
+    Controller::LoadBalancer,
 ];
 
 impl Controller {
@@ -48,6 +52,7 @@ impl Controller {
     fn component(self) -> &'static str {
         match self {
             Controller::Scheduler => "kube-scheduler",
+            Controller::LoadBalancer => "cloud-controller-manager",
             _ => "kube-controller-manager",
         }
     }
@@ -55,6 +60,7 @@ impl Controller {
     fn instances(self, control_plane: &ControlPlane) -> &[String] {
         match self {
             Controller::Scheduler => &control_plane.scheduler,
+            Controller::LoadBalancer => &control_plane.cloud_controller_manager,
             _ => &control_plane.controller_manager,
         }
     }
@@ -71,6 +77,7 @@ impl Controller {
                 "/registry/replicasets/",
             ]),
             Controller::Scheduler => of(&["/registry/pods/", "/registry/minions/"]),
+            Controller::LoadBalancer => of(&["/registry/services/specs/", "/registry/minions/"]),
             Controller::Garbage => {
                 !of(&["/registry/events/", "/registry/leases/"])
                     && object.is_none_or(|object| {
@@ -90,38 +97,66 @@ impl Controller {
 /// Work on the clusters' controllers.
 type Queue = WorkQueue<(String, Controller)>;
 
-impl Listener for Queue {
+/// Puts into the queue what changes concern.
+struct Dispatch {
+    queue: Queue,
+    cloud: Arc<CloudControllerManager>,
+}
+
+impl Listener for Dispatch {
     fn written(&self, cluster: &str, key: &str, object: Option<&Value>) {
         for controller in ALL {
             if controller.is_concerned(key, object) {
-                self.push((cluster.to_owned(), controller));
+                self.queue.push((cluster.to_owned(), controller));
             }
         }
     }
 
-    fn noticed(&self, _: &str, _: Notice) {}
+    fn noticed(&self, cluster: &str, notice: Notice) {
+        let concerned = match notice {
+            Notice::NodeGroups => false,
+            Notice::LoadBalancers => true,
+            // Only who was refused has something to ask for again.
+            Notice::Quota => self.cloud.make_room(cluster),
+        };
+        if concerned {
+            self.queue
+                .push((cluster.to_owned(), Controller::LoadBalancer));
+        }
+    }
 
     fn cluster_changed(&self, cluster: &str) {
         for controller in ALL {
-            self.push((cluster.to_owned(), controller));
+            self.queue.push((cluster.to_owned(), controller));
         }
     }
 }
 
 /// Starts the controllers of every cluster.
-pub async fn start(kubernetes: Kubernetes, clock: Clock, term: &Term) -> Workers {
+pub async fn start(
+    kubernetes: Kubernetes,
+    accesses: Accesses,
+    clock: Clock,
+    term: &Term,
+) -> Workers {
     let queue: Queue = WorkQueue::new(clock.clone(), term.clone());
-    kubernetes.inner.listeners.add(queue.clone());
+    let cloud = Arc::new(CloudControllerManager::new(accesses));
+    let dispatch = Dispatch {
+        queue: queue.clone(),
+        cloud: Arc::clone(&cloud),
+    };
     match kubernetes.cluster_ids().await {
         Ok(clusters) => clusters
             .iter()
-            .for_each(|cluster| queue.cluster_changed(cluster)),
+            .for_each(|cluster| dispatch.cluster_changed(cluster)),
         Err(error) => {
             tracing::warn!(%error, "cannot list clusters: controllers follow their next change");
         }
     }
+    kubernetes.inner.listeners.add(dispatch);
     let controllers = Arc::new(Controllers {
         kubernetes,
+        cloud,
         clock,
         holders: Mutex::new(BTreeMap::new()),
     });
@@ -132,15 +167,18 @@ pub async fn start(kubernetes: Kubernetes, clock: Clock, term: &Term) -> Workers
 }
 
 #[derive(Debug, thiserror::Error)]
-enum ControllerError {
+pub enum ControllerError {
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
     #[error(transparent)]
     Api(#[from] ApiClientError),
+    #[error(transparent)]
+    Cloud(#[from] CloudApiError),
 }
 
 struct Controllers {
     kubernetes: Kubernetes,
+    cloud: Arc<CloudControllerManager>,
     clock: Clock,
     /// Who holds each component's Lease, as last seen: saves looking. Bounded by the clusters.
     holders: Mutex<BTreeMap<(String, &'static str), String>>,
@@ -162,6 +200,9 @@ impl Controllers {
         if instances.is_empty() || !control_plane.serves() {
             // Announced again when that changes.
             self.holders.lock().remove(&key);
+            if controller == Controller::LoadBalancer {
+                self.cloud.forget(cluster);
+            }
             return Ok(None);
         }
         let user = format!("system:{}", controller.component());
@@ -181,6 +222,7 @@ impl Controllers {
             Controller::Disruption => disruption::reconcile(&tools).await?,
             Controller::Garbage => garbage::reconcile(&tools).await?,
             Controller::Scheduler => scheduler::reconcile(&tools).await?,
+            Controller::LoadBalancer => self.cloud.services(cluster, &tools).await?,
         })
     }
 }
@@ -272,7 +314,7 @@ mod tests {
         check(
             "/registry/minions/n",
             Some(json!({})),
-            &[Controller::Scheduler],
+            &[Controller::Scheduler, Controller::LoadBalancer],
         );
     }
 }

@@ -23,6 +23,7 @@ mod etcd_operations;
 mod kube_client;
 mod kubernetes;
 mod lifecycle;
+mod load_balancer_services;
 mod load_balancers;
 mod login;
 mod main_job;

@@ -9,7 +9,7 @@ pub mod replica_set;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::api_client::{ApiClient, ApiClientError};
+use super::api_client::{ApiClient, ApiClientError, At};
 use super::registry::resource::{Kind, Resource};
 use super::registry::seconds;
 use crate::clock::Timestamp;
@@ -29,7 +29,8 @@ impl Tools {
         seconds(Timestamp(self.now))
     }
 
-    /// Tells of something that was done about `object`. One told at the same instant already is not told twice.
+    /// Tells of something that was done about `object`. What was told before is counted once more, as
+    /// client-go's recorder does, but for the same instant.
     pub async fn event(
         &self,
         object: &Value,
@@ -44,7 +45,6 @@ impl Tools {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        hash.update(self.now.to_be_bytes());
         let digest = hash.finalize();
         let suffix: String = digest
             .iter()
@@ -67,8 +67,26 @@ impl Tools {
         });
         let resource = Resource::of_kind(Kind::Event);
         match self.api.create(resource, Some(namespace), &event).await {
-            // Told before, or the namespace is going.
-            Err(error) if matches!(error.code(), Some(403 | 404 | 409)) => Ok(()),
+            Err(error) if error.code() == Some(409) => {}
+            // The namespace is going.
+            Err(error) if matches!(error.code(), Some(403 | 404)) => return Ok(()),
+            outcome => return outcome.map(drop),
+        }
+        let at = At::of(resource, &event);
+        let at = At {
+            namespace: Some(namespace),
+            ..at
+        };
+        let Some(mut before) = self.api.get(at).await? else {
+            return Ok(());
+        };
+        if before["lastTimestamp"] == event["lastTimestamp"] {
+            return Ok(());
+        }
+        before["count"] = json!(count(&before["count"]).saturating_add(1));
+        before["lastTimestamp"] = event["lastTimestamp"].clone();
+        match self.api.replace(at, &before).await {
+            Err(error) if error.is_stale() => Ok(()),
             outcome => outcome.map(drop),
         }
     }

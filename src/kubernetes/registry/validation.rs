@@ -483,6 +483,18 @@ pub fn default(resource: &Resource, object: &mut Value) {
             set(spec, "type", json!("ClusterIP"));
             set(spec, "sessionAffinity", json!("None"));
             set(spec, "internalTrafficPolicy", json!("Cluster"));
+            // Typed clients send empty texts for what is not set.
+            for field in ["clusterIP", "externalTrafficPolicy", "loadBalancerClass"] {
+                if spec[field] == "" {
+                    spec[field] = Value::Null;
+                }
+            }
+            if spec["type"] == "NodePort" || spec["type"] == "LoadBalancer" {
+                set(spec, "externalTrafficPolicy", json!("Cluster"));
+            }
+            if spec["type"] == "LoadBalancer" {
+                set(spec, "allocateLoadBalancerNodePorts", json!(true));
+            }
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 set(port, "protocol", json!("TCP"));
                 // Typed clients send 0 for what is not set.
