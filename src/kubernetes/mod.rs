@@ -17,6 +17,7 @@ pub mod component;
 pub mod control_plane;
 pub mod controller;
 pub mod controller_manager;
+pub mod csi;
 mod discovery;
 pub mod drain;
 pub mod event;

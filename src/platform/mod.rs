@@ -36,6 +36,7 @@ mod request;
 pub mod store;
 pub mod validation;
 mod vm_state;
+pub mod volumes;
 
 use std::sync::Arc;
 

@@ -94,12 +94,17 @@ fn the_passage_of_the_specification() {
     let cke = Cke::start(FAST);
     let clever = Clever::fresh(&cke);
     clever.ok(&["features", "enable", "k8s"]);
-    clever.ok(&["k8s", "create", "demo"]);
+    let organisation = cke.organisation();
+    let k8s = |arguments: &[&str]| {
+        let whole = [&["k8s"], arguments, &["--org", organisation]].concat();
+        clever.ok(&whole)
+    };
+    k8s(&["create", "demo"]);
     let started = Instant::now();
-    while clever.json(&["k8s", "get", "demo"])["status"] != "ACTIVE" {
+    while clever.json(&["k8s", "get", "demo", "--org", organisation])["status"] != "ACTIVE" {
         assert!(started.elapsed() < Duration::from_secs(60));
     }
-    let kubectl = Kubectl::new(&clever.ok(&["k8s", "get-kubeconfig", "demo"]));
+    let kubectl = Kubectl::new(&k8s(&["get-kubeconfig", "demo"]));
 
     let create = [
         "create",
@@ -186,7 +191,7 @@ fn the_passage_of_the_specification() {
     wait_upstream(&cke, |found| found.len() == 1);
 
     // The load balancer follows the ports and the nodes.
-    clever.ok(&["k8s", "nodegroups", "create", "demo", "workers", "XS:1"]);
+    k8s(&["nodegroups", "create", "demo", "workers", "XS:1"]);
     wait_upstream(&cke, nodes(2));
     let ports = r#"{"spec": {"ports": [{"name": "https", "port": 443}, {"name": "dns", "port": 53, "protocol": "UDP"}]}}"#;
     kubectl.ok(&["patch", "service", "nginx", "--type=merge", "-p", ports]);
@@ -208,7 +213,7 @@ fn the_passage_of_the_specification() {
     let balanced = r#"{"spec": {"type": "LoadBalancer"}}"#;
     kubectl.ok(&["patch", "service", "nginx", "--type=merge", "-p", balanced]);
     wait_upstream(&cke, |found| found.len() == 1);
-    clever.ok(&["k8s", "delete", "demo", "--yes"]);
+    k8s(&["delete", "demo", "--yes"]);
     wait_upstream(&cke, <[Value]>::is_empty);
     cke.finish();
 }

@@ -31,6 +31,7 @@ mod materia_etcd;
 mod money;
 mod nodegroup_resource;
 mod options;
+mod persistent_storage;
 mod readme;
 mod rejections;
 mod scenarios;

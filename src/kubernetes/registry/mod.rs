@@ -9,6 +9,7 @@ pub mod patch;
 pub mod resource;
 pub mod selector;
 mod service;
+mod storage;
 pub mod table;
 pub mod validation;
 pub mod watch;
@@ -183,6 +184,10 @@ impl Registry {
             remove(&mut object, "status");
         }
         validation::default(place.resource, &mut object);
+        if place.resource.kind == "PersistentVolumeClaim" {
+            storage::choose_class(&mut object, &self.storage_classes().await?);
+        }
+        storage::protect(place.resource.kind, &mut object);
         let causes = validation::validate(place.resource, &object, None);
         if !causes.is_empty() {
             return Err(ApiError::invalid(place.resource, &name, &causes));
@@ -262,6 +267,9 @@ impl Registry {
             let next = self.next(place, &current, changed, part)?;
             if next == current {
                 return Ok(next);
+            }
+            if place.resource.kind == "PersistentVolumeClaim" && storage::grows(&current, &next) {
+                storage::may_grow(place, &next, &self.storage_classes().await?)?;
             }
             let mut stored = without_version(next);
             let written = if is_finished(&stored) && !dry_run {
@@ -538,6 +546,12 @@ impl Registry {
             (Some(_), Some(_)) => {}
         }
         Ok(())
+    }
+
+    async fn storage_classes(&self) -> Result<Vec<Value>, ApiError> {
+        let prefix = Resource::of_kind(Kind::StorageClass).prefix(None);
+        let listed = self.client.list(prefix).await?.value;
+        listed.iter().map(decode).collect()
     }
 
     /// A name that begins as the object asks; none if it has one, or does not ask.
