@@ -7,7 +7,7 @@
 //! interval: renewals would tell nothing that the VMs' state does not, and keep a manual clock from ever being
 //! idle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use super::api_client::{ApiClient, ApiClientError, At};
 use super::cloud_api::{Accesses, CloudApiError};
 use super::cloud_controller_manager::CloudControllerManager;
-use super::cluster::ClusterRecord;
+use super::cluster::{Cluster, ClusterRecord};
 use super::component::{Listener, Notice};
 use super::controller_manager::{
-    Outcome, Tools, deployment, disruption, garbage, replica_set, volume,
+    Outcome, Tools, deployment, disruption, garbage, node_lifecycle, replica_set, volume,
 };
 use super::csi::Csi;
 use super::namespace::announce_terminating;
@@ -51,9 +51,10 @@ pub enum Controller {
     Volume,
     Csi,
     Namespace,
+    NodeLifecycle,
 }
 
-const ALL: [Controller; 9] = [
+const ALL: [Controller; 10] = [
     Controller::Deployment,
     Controller::ReplicaSet,
     Controller::Disruption,
@@ -63,6 +64,7 @@ const ALL: [Controller; 9] = [
     Controller::Volume,
     Controller::Csi,
     Controller::Namespace,
+    Controller::NodeLifecycle,
 ];
 
 impl Controller {
@@ -109,6 +111,7 @@ impl Controller {
                 });
                 of(&[CLAIMS, VOLUMES, CLASSES]) || (of(&["/registry/pods/"]) && ended)
             }
+            Controller::NodeLifecycle => of(&["/registry/minions/"]),
             Controller::Csi => of(&[CLAIMS, VOLUMES, CLASSES]),
             // A namespace that is being deleted may have waited for it.
             Controller::Namespace => {
@@ -134,17 +137,30 @@ impl Controller {
 /// Work on the clusters' controllers.
 type Queue = WorkQueue<(String, Controller)>;
 
+/// Controllers that have seen everything that concerns them: until something does, a change of who works
+/// costs them nothing. Bounded by the clusters.
+type Settled = Arc<Mutex<BTreeSet<(String, Controller)>>>;
+
 /// Puts into the queue what changes concern.
 struct Dispatch {
     queue: Queue,
     cloud: Arc<CloudControllerManager>,
+    settled: Settled,
+}
+
+impl Dispatch {
+    fn push(&self, cluster: &str, controller: Controller) {
+        let key = (cluster.to_owned(), controller);
+        self.settled.lock().remove(&key);
+        self.queue.push(key);
+    }
 }
 
 impl Listener for Dispatch {
     fn written(&self, cluster: &str, key: &str, object: Option<&Value>) {
         for controller in ALL {
             if controller.is_concerned(key, object) {
-                self.queue.push((cluster.to_owned(), controller));
+                self.push(cluster, controller);
             }
         }
     }
@@ -157,8 +173,7 @@ impl Listener for Dispatch {
             Notice::Quota => self.cloud.make_room(cluster),
         };
         if concerned {
-            self.queue
-                .push((cluster.to_owned(), Controller::LoadBalancer));
+            self.push(cluster, Controller::LoadBalancer);
         }
     }
 
@@ -178,9 +193,11 @@ pub async fn start(
 ) -> Workers {
     let queue: Queue = WorkQueue::new(clock.clone(), term.clone());
     let cloud = Arc::new(CloudControllerManager::new(Arc::clone(&accesses)));
+    let settled = Settled::default();
     let dispatch = Dispatch {
         queue: queue.clone(),
         cloud: Arc::clone(&cloud),
+        settled: Arc::clone(&settled),
     };
     match kubernetes.cluster_ids().await {
         Ok(clusters) => clusters
@@ -192,6 +209,8 @@ pub async fn start(
     }
     kubernetes.inner.listeners.add(dispatch);
     let controllers = Arc::new(Controllers {
+        // Where other servers write, too, what they write is not always heard of.
+        settled: (kubernetes.inner.instance == 0).then_some(settled),
         kubernetes,
         cloud,
         csi: Csi::new(accesses),
@@ -226,6 +245,7 @@ struct Controllers {
     kubernetes: Kubernetes,
     cloud: Arc<CloudControllerManager>,
     csi: Csi,
+    settled: Option<Settled>,
     clock: Clock,
     /// Who holds each component's Lease, as last seen: saves looking. Bounded by the clusters.
     holders: Mutex<BTreeMap<(String, &'static str), String>>,
@@ -251,6 +271,7 @@ impl Controllers {
         let Some(found) = answers.filter(|_| !instances.is_empty()) else {
             // Announced again when that changes.
             self.holders.lock().remove(&key);
+            self.unsettle(cluster, controller);
             match controller {
                 Controller::LoadBalancer => self.cloud.forget(cluster),
                 Controller::Csi => self.csi.forget(cluster),
@@ -269,17 +290,44 @@ impl Controllers {
             let holder = elect(&tools, controller.component(), &instances, now).await?;
             self.holders.lock().insert(key, holder);
         }
+        let whole = (cluster.to_owned(), controller);
+        if let Some(settled) = &self.settled
+            && !settled.lock().insert(whole)
+        {
+            return Ok(None);
+        }
+        let outcome = self.act(cluster, controller, &found, &tools).await;
+        if !matches!(outcome, Ok(None)) {
+            self.unsettle(cluster, controller);
+        }
+        outcome
+    }
+
+    fn unsettle(&self, cluster: &str, controller: Controller) {
+        if let Some(settled) = &self.settled {
+            settled.lock().remove(&(cluster.to_owned(), controller));
+        }
+    }
+
+    async fn act(
+        &self,
+        cluster: &str,
+        controller: Controller,
+        found: &Cluster,
+        tools: &Tools,
+    ) -> Result<Outcome, ControllerError> {
         Ok(match controller {
-            Controller::Deployment => deployment::reconcile(&tools).await?,
-            Controller::ReplicaSet => replica_set::reconcile(&tools).await?,
-            Controller::Disruption => disruption::reconcile(&tools).await?,
-            Controller::Garbage => garbage::reconcile(&tools).await?,
-            Controller::Scheduler => scheduler::reconcile(&tools).await?,
-            Controller::LoadBalancer => self.cloud.services(cluster, &tools).await?,
-            Controller::Volume => volume::reconcile(&tools).await?,
-            Controller::Csi => self.csi.reconcile(cluster, &tools).await?,
+            Controller::Deployment => deployment::reconcile(tools).await?,
+            Controller::ReplicaSet => replica_set::reconcile(tools).await?,
+            Controller::Disruption => disruption::reconcile(tools).await?,
+            Controller::Garbage => garbage::reconcile(tools).await?,
+            Controller::Scheduler => scheduler::reconcile(tools).await?,
+            Controller::LoadBalancer => self.cloud.services(cluster, tools).await?,
+            Controller::NodeLifecycle => node_lifecycle::reconcile(tools).await?,
+            Controller::Volume => volume::reconcile(tools).await?,
+            Controller::Csi => self.csi.reconcile(cluster, tools).await?,
             Controller::Namespace => {
-                announce_terminating(&found).await?;
+                announce_terminating(found).await?;
                 None
             }
         })
@@ -377,7 +425,11 @@ mod tests {
         check(
             "/registry/minions/n",
             Some(json!({})),
-            &[Controller::Scheduler, Controller::LoadBalancer],
+            &[
+                Controller::Scheduler,
+                Controller::LoadBalancer,
+                Controller::NodeLifecycle,
+            ],
         );
     }
 }

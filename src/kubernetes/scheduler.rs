@@ -428,15 +428,18 @@ fn tolerates(pod: &Value, taint: &Value) -> bool {
         .as_array()
         .into_iter()
         .flatten()
-        .any(|toleration| {
-            let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
-            let effect = text(&toleration["effect"]);
-            let key = text(&toleration["key"]);
-            let exists = toleration["operator"] == "Exists";
-            (effect.is_empty() || effect == text(&taint["effect"]))
-                && (key == text(&taint["key"]) || (key.is_empty() && exists))
-                && (exists || text(&toleration["value"]) == text(&taint["value"]))
-        })
+        .any(|toleration| is_tolerated(toleration, taint))
+}
+
+/// Whether the toleration is about the taint.
+pub fn is_tolerated(toleration: &Value, taint: &Value) -> bool {
+    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+    let effect = text(&toleration["effect"]);
+    let key = text(&toleration["key"]);
+    let exists = toleration["operator"] == "Exists";
+    (effect.is_empty() || effect == text(&taint["effect"]))
+        && (key == text(&taint["key"]) || (key.is_empty() && exists))
+        && (exists || text(&toleration["value"]) == text(&taint["value"]))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 pub mod deployment;
 pub mod disruption;
 pub mod garbage;
+pub mod node_lifecycle;
 pub mod replica_set;
 pub mod volume;
 
@@ -149,7 +150,7 @@ fn owner_reference(owner: &Value) -> Value {
     })
 }
 
-fn ready_condition(pod: &Value) -> Option<&Value> {
+pub(super) fn ready_condition(pod: &Value) -> Option<&Value> {
     let conditions = pod["status"]["conditions"].as_array()?;
     conditions
         .iter()
