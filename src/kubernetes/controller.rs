@@ -19,7 +19,8 @@ use super::cloud_controller_manager::CloudControllerManager;
 use super::cluster::{Cluster, ClusterRecord};
 use super::component::{Listener, Notice};
 use super::controller_manager::{
-    Outcome, Tools, deployment, disruption, garbage, node_lifecycle, replica_set, volume,
+    Outcome, Tools, daemon_set, deployment, disruption, endpoints, garbage, node_lifecycle,
+    replica_set, stateful_set, volume,
 };
 use super::csi::Csi;
 use super::namespace::announce_terminating;
@@ -52,9 +53,12 @@ pub enum Controller {
     Csi,
     Namespace,
     NodeLifecycle,
+    Endpoints,
+    StatefulSet,
+    DaemonSet,
 }
 
-const ALL: [Controller; 10] = [
+const ALL: [Controller; 13] = [
     Controller::Deployment,
     Controller::ReplicaSet,
     Controller::Disruption,
@@ -65,6 +69,9 @@ const ALL: [Controller; 10] = [
     Controller::Csi,
     Controller::Namespace,
     Controller::NodeLifecycle,
+    Controller::Endpoints,
+    Controller::StatefulSet,
+    Controller::DaemonSet,
 ];
 
 impl Controller {
@@ -112,6 +119,17 @@ impl Controller {
                 of(&[CLAIMS, VOLUMES, CLASSES]) || (of(&["/registry/pods/"]) && ended)
             }
             Controller::NodeLifecycle => of(&["/registry/minions/"]),
+            Controller::Endpoints => of(&[
+                "/registry/services/",
+                "/registry/endpointslices/",
+                "/registry/pods/",
+            ]),
+            Controller::StatefulSet => of(&["/registry/statefulsets/", "/registry/pods/", CLAIMS]),
+            Controller::DaemonSet => of(&[
+                "/registry/daemonsets/",
+                "/registry/pods/",
+                "/registry/minions/",
+            ]),
             Controller::Csi => of(&[CLAIMS, VOLUMES, CLASSES]),
             // A namespace that is being deleted may have waited for it.
             Controller::Namespace => {
@@ -324,6 +342,9 @@ impl Controllers {
             Controller::Scheduler => scheduler::reconcile(tools).await?,
             Controller::LoadBalancer => self.cloud.services(cluster, tools).await?,
             Controller::NodeLifecycle => node_lifecycle::reconcile(tools).await?,
+            Controller::Endpoints => endpoints::reconcile(tools).await?,
+            Controller::StatefulSet => stateful_set::reconcile(tools).await?,
+            Controller::DaemonSet => daemon_set::reconcile(tools).await?,
             Controller::Volume => volume::reconcile(tools).await?,
             Controller::Csi => self.csi.reconcile(cluster, tools).await?,
             Controller::Namespace => {
@@ -410,6 +431,9 @@ mod tests {
                 Controller::ReplicaSet,
                 Controller::Disruption,
                 Controller::Scheduler,
+                Controller::Endpoints,
+                Controller::StatefulSet,
+                Controller::DaemonSet,
             ],
         );
         check(
@@ -429,6 +453,7 @@ mod tests {
                 Controller::Scheduler,
                 Controller::LoadBalancer,
                 Controller::NodeLifecycle,
+                Controller::DaemonSet,
             ],
         );
     }

@@ -379,16 +379,15 @@ fn preference(node: &Value) -> i64 {
 
 /// Why the pod may not be on the node, room aside.
 fn unfit(pod: &Value, node: &Value) -> Option<String> {
-    let (metadata, spec) = (&node["metadata"], &node["spec"]);
-    if spec["unschedulable"] == true {
+    let spec = &node["spec"];
+    let cordon = json!({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"});
+    if spec["unschedulable"] == true && !tolerates(pod, &cordon) {
         return Some(String::from("node(s) were unschedulable"));
     }
-    for taint in spec["taints"].as_array().into_iter().flatten() {
-        if taint["effect"] != "PreferNoSchedule" && !tolerates(pod, taint) {
-            let key = taint["key"].as_str().unwrap_or("");
-            let value = taint["value"].as_str().unwrap_or("");
-            return Some(format!("node(s) had untolerated taint {{{key}: {value}}}"));
-        }
+    if let Some(taint) = untolerated(pod, node, &["NoSchedule", "NoExecute"]) {
+        let key = taint["key"].as_str().unwrap_or("");
+        let value = taint["value"].as_str().unwrap_or("");
+        return Some(format!("node(s) had untolerated taint {{{key}: {value}}}"));
     }
     let conditions = node["status"]["conditions"].as_array();
     let ready = conditions
@@ -398,6 +397,23 @@ fn unfit(pod: &Value, node: &Value) -> Option<String> {
     if !ready {
         return Some(String::from("node(s) were not ready"));
     }
+    (!matches_node(pod, node))
+        .then(|| String::from("node(s) didn't match Pod's node affinity/selector"))
+}
+
+/// A taint of these effects that keeps the pod from the node.
+pub fn untolerated<'a>(pod: &Value, node: &'a Value, effects: &[&str]) -> Option<&'a Value> {
+    let taints = node["spec"]["taints"].as_array();
+    let mut taints = taints.into_iter().flatten();
+    taints.find(|taint| {
+        let effect = taint["effect"].as_str().unwrap_or("");
+        effects.contains(&effect) && !tolerates(pod, taint)
+    })
+}
+
+/// Whether the node is one that the pod asks for, by its selector and its required affinity.
+pub fn matches_node(pod: &Value, node: &Value) -> bool {
+    let metadata = &node["metadata"];
     let wanted = pod["spec"]["nodeSelector"].as_object();
     let selected = wanted
         .into_iter()
@@ -419,8 +435,7 @@ fn unfit(pod: &Value, node: &Value) -> Option<String> {
                     && fields.into_iter().all(|it| matches_requirement(it, &name))
             })
         });
-    (!selected || !affine)
-        .then(|| String::from("node(s) didn't match Pod's node affinity/selector"))
+    selected && affine
 }
 
 fn tolerates(pod: &Value, taint: &Value) -> bool {
@@ -542,8 +557,15 @@ mod tests {
         check(
             &closed,
             &[],
-            json!({"tolerations": [{"operator": "Exists"}]}),
+            json!({"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
             Ok("b"),
+        );
+        // As a DaemonSet's pod does.
+        check(
+            &closed,
+            &[],
+            json!({"tolerations": [{"operator": "Exists"}]}),
+            Ok("a"),
         );
         let affinity = |zone: &str| {
             json!({"affinity": {"nodeAffinity": {

@@ -39,4 +39,5 @@ mod sharing;
 mod simulation;
 mod topologies;
 mod transport;
+mod workload_sets;
 mod workloads;

@@ -1,11 +1,14 @@
 //! The controller manager: what makes workloads of what they are asked to be. It acts only while an
 //! instance of it works.
 
+pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
+pub mod endpoints;
 pub mod garbage;
 pub mod node_lifecycle;
 pub mod replica_set;
+pub mod stateful_set;
 pub mod volume;
 
 use serde_json::{Value, json};
@@ -103,7 +106,7 @@ impl Tools {
             "metadata": {"name": format!("{name}.{suffix}")},
             "involvedObject": {
                 "kind": object["kind"], "apiVersion": object["apiVersion"], "name": name,
-                "namespace": namespace, "uid": metadata["uid"],
+                "namespace": metadata["namespace"], "uid": metadata["uid"],
                 "resourceVersion": metadata["resourceVersion"],
             },
             "type": kind, "reason": reason, "message": message, "count": 1,
