@@ -9,6 +9,7 @@
 //! it has come.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -42,9 +43,20 @@ pub struct Follow {
     look: Notify,
     keep_alives: Mutex<Vec<KeepAlive>>,
     keep_alive: Notify,
+    /// Who waits for the head to change, and for nothing else.
+    eager: AtomicUsize,
     /// While a test holds it, the server falls behind.
     #[cfg(test)]
     pub held: tokio::sync::Mutex<()>,
+}
+
+/// See [`Follow::be_eager`].
+pub struct Eager(Arc<Follow>);
+
+impl Drop for Eager {
+    fn drop(&mut self) {
+        self.0.eager.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Whether whoever has applied `applied` knows everything that `head` tells of.
@@ -64,6 +76,7 @@ impl Follow {
             look: Notify::new(),
             keep_alives: Mutex::default(),
             keep_alive: Notify::new(),
+            eager: AtomicUsize::new(0),
             #[cfg(test)]
             held: tokio::sync::Mutex::default(),
         });
@@ -82,6 +95,12 @@ impl Follow {
             tasks.iter().for_each(tokio::task::JoinHandle::abort);
         });
         follow
+    }
+
+    /// As long as the answer lives, every change of the head is told of at once, even if it may be one's own.
+    pub fn be_eager(self: &Arc<Follow>) -> Eager {
+        self.eager.fetch_add(1, Ordering::Relaxed);
+        Eager(Arc::clone(self))
     }
 
     /// Everything up to this head is applied.
@@ -110,12 +129,22 @@ async fn watch_head(follow: Arc<Follow>, store: Store) {
     loop {
         match store.watch_head().await {
             Ok((head, changed)) => {
-                if !covers(&follow.applied.borrow(), &head) {
+                let news = {
+                    let applied = follow.applied.borrow();
+                    // A batch of nothing passes the turn on.
+                    let passed = head.revision == applied.revision && head.batch != applied.batch;
+                    passed || !covers(&applied, &head)
+                };
+                if news {
                     follow.behind.notify_one();
                 }
                 // A watch that fails is made again, like one that has fired.
                 let _ = tokio::time::timeout(LOOK_INTERVAL, changed).await;
-                tokio::time::sleep(WATCH_PAUSE).await;
+                if follow.eager.load(Ordering::Relaxed) > 0 {
+                    follow.behind.notify_one();
+                } else {
+                    tokio::time::sleep(WATCH_PAUSE).await;
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "the head of a keyspace cannot be watched");
