@@ -9,7 +9,6 @@
 //! it has come.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,8 +22,9 @@ use super::store::{Store, StoreError};
 
 /// The head is looked at this often even if the store's watch says nothing.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause between two watches of the head: those of one's own commits are many.
-const WATCH_PAUSE: Duration = Duration::from_millis(1);
+/// Pause between two watches of the head. While others write all the time, what they write is taken over in larger
+/// parts; a single write is seen at once.
+const WATCH_PAUSE: Duration = Duration::from_millis(5);
 /// Pause after a failure of the store.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Most leases that one transaction keeps alive.
@@ -43,20 +43,9 @@ pub struct Follow {
     look: Notify,
     keep_alives: Mutex<Vec<KeepAlive>>,
     keep_alive: Notify,
-    /// Who waits for the head to change, and for nothing else.
-    eager: AtomicUsize,
     /// While a test holds it, the server falls behind.
     #[cfg(test)]
     pub held: tokio::sync::Mutex<()>,
-}
-
-/// See [`Follow::be_eager`].
-pub struct Eager(Arc<Follow>);
-
-impl Drop for Eager {
-    fn drop(&mut self) {
-        self.0.eager.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Whether whoever has applied `applied` knows everything that `head` tells of.
@@ -76,7 +65,6 @@ impl Follow {
             look: Notify::new(),
             keep_alives: Mutex::default(),
             keep_alive: Notify::new(),
-            eager: AtomicUsize::new(0),
             #[cfg(test)]
             held: tokio::sync::Mutex::default(),
         });
@@ -95,12 +83,6 @@ impl Follow {
             tasks.iter().for_each(tokio::task::JoinHandle::abort);
         });
         follow
-    }
-
-    /// As long as the answer lives, every change of the head is told of at once, even if it may be one's own.
-    pub fn be_eager(self: &Arc<Follow>) -> Eager {
-        self.eager.fetch_add(1, Ordering::Relaxed);
-        Eager(Arc::clone(self))
     }
 
     /// Everything up to this head is applied.
@@ -129,22 +111,12 @@ async fn watch_head(follow: Arc<Follow>, store: Store) {
     loop {
         match store.watch_head().await {
             Ok((head, changed)) => {
-                let news = {
-                    let applied = follow.applied.borrow();
-                    // A batch of nothing passes the turn on.
-                    let passed = head.revision == applied.revision && head.batch != applied.batch;
-                    passed || !covers(&applied, &head)
-                };
-                if news {
+                if !covers(&follow.applied.borrow(), &head) {
                     follow.behind.notify_one();
                 }
                 // A watch that fails is made again, like one that has fired.
                 let _ = tokio::time::timeout(LOOK_INTERVAL, changed).await;
-                if follow.eager.load(Ordering::Relaxed) > 0 {
-                    follow.behind.notify_one();
-                } else {
-                    tokio::time::sleep(WATCH_PAUSE).await;
-                }
+                tokio::time::sleep(WATCH_PAUSE).await;
             }
             Err(error) => {
                 tracing::warn!(%error, "the head of a keyspace cannot be watched");

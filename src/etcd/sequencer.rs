@@ -336,8 +336,8 @@ impl Sequencer {
             leave,
             at: self.keyspace.clock.now().0,
         };
-        let (outcome, others) = turns::watch(store, store.commit(&request)).await;
-        let (outcome, known_at) = outcome?;
+        let commit = store.commit(&request);
+        let ((outcome, known_at), others) = self.turns.watch(store, commit).await?;
         self.keyspace.metrics.server.count_commit(started);
         if outcome == Outcome::Committed {
             self.head = next;

@@ -20,6 +20,7 @@ mod etcd_auth;
 mod etcd_gateway;
 mod etcd_maintenance;
 mod etcd_operations;
+mod etcdctl_commands;
 mod kube_client;
 mod kubernetes;
 mod lifecycle;

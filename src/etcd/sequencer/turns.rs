@@ -3,7 +3,8 @@
 //! Of two servers that commit at a time one is overtaken, has caught up and evaluated in vain, and must do so again: left
 //! alone, servers would spend their time on that, and whoever has just committed, and so starts earlier, would win for ever. So those
 //! that want to write form a line in the store. Whoever was overtaken, or sees others in line, takes a ticket, whose
-//! order is the store's own (a versionstamp), and writes when nobody is before it.
+//! order is the store's own (a versionstamp), and writes when nobody is before it. Each watches the ticket of the one
+//! before it, so that the end of a turn wakes one server.
 //!
 //! A turn is [`SLICE`] long, not one batch: a server's commits in sequence need no look at what others wrote, and while
 //! its clients are answered and ask again, the other servers' requests gather for larger batches. The commit that
@@ -25,6 +26,8 @@ const SLICE: Duration = Duration::from_millis(8);
 const IDLE: Duration = Duration::from_millis(2);
 /// How long the line may stand still before its first server is put out of it.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// How often a server that writes alone looks whether others are in line.
+const LOOK_INTERVAL: Duration = Duration::from_millis(4);
 
 #[derive(Default)]
 pub(super) struct Turns {
@@ -40,6 +43,8 @@ pub(super) struct Turns {
     last: Option<Instant>,
     /// Requests came soon after the last commit: they will again.
     busy: bool,
+    /// When we last looked who is in line.
+    looked: Option<Instant>,
 }
 
 impl Turns {
@@ -48,6 +53,7 @@ impl Turns {
         let place = line.iter().position(|(server, _)| *server == own);
         self.in_line = place.is_some();
         self.contended = line.len() > usize::from(self.in_line);
+        self.looked = Some(Instant::now());
         self.ahead = line;
         self.ahead.truncate(place.unwrap_or(usize::MAX));
     }
@@ -78,10 +84,31 @@ impl Turns {
         }
     }
 
-    /// We have committed; `others` were in line meanwhile.
-    pub(super) fn committed(&mut self, leave: Leave, others: Intents) {
+    /// Sees a commit through, and looks for others in line meanwhile, if it is time to.
+    pub(super) async fn watch<T>(
+        &self,
+        store: &Store,
+        commit: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<(T, Option<Intents>), StoreError> {
+        let recent = self.looked.is_some_and(|it| it.elapsed() < LOOK_INTERVAL);
+        // Whoever is in line must know who comes next.
+        if !store.is_shared() || (recent && !self.in_line) {
+            return Ok((commit.await?, None));
+        }
+        let (outcome, line) = tokio::join!(commit, store.intents());
+        // To be fair is not worth a failure.
+        let mut others = line.unwrap_or_default();
+        others.retain(|(server, _)| *server != store.server());
+        Ok((outcome?, Some(others)))
+    }
+
+    /// We have committed; `others` were in line meanwhile, if we looked.
+    pub(super) fn committed(&mut self, leave: Leave, others: Option<Intents>) {
+        let now = Instant::now();
+        self.last = Some(now);
+        let Some(others) = others else { return };
+        self.looked = Some(now);
         self.contended = !others.is_empty();
-        self.last = Some(Instant::now());
         match leave {
             Leave::Stay if self.in_line => {}
             Leave::Stay => self.ahead = others,
@@ -92,21 +119,6 @@ impl Turns {
             }
         }
     }
-}
-
-/// Sees a commit through, and looks for others in line meanwhile.
-pub(super) async fn watch<T>(
-    store: &Store,
-    commit: impl Future<Output = Result<T, StoreError>>,
-) -> (Result<T, StoreError>, Intents) {
-    if !store.is_shared() {
-        return (commit.await, Intents::new());
-    }
-    let (outcome, line) = tokio::join!(commit, store.intents());
-    // To be fair is not worth a failure.
-    let mut others = line.unwrap_or_default();
-    others.retain(|(server, _)| *server != store.server());
-    (outcome, others)
 }
 
 impl Sequencer {
@@ -122,28 +134,31 @@ impl Sequencer {
 
     /// Resolves when nobody is before us in line, or the keyspace is closed.
     pub(super) async fn wait_for_turn(&mut self) -> Result<(), StoreError> {
-        let Some(follow) = self.keyspace.follow.clone() else {
-            return Ok(());
-        };
         if self.turns.ahead.is_empty() {
             return Ok(());
         }
+        let store = self.keyspace.store.clone();
         let closed = self.keyspace.closed.clone();
-        let _eager = follow.be_eager();
-        while let Some(first) = self.turns.ahead.first().cloned() {
+        while let (Some(first), Some(before)) = (self.turns.ahead.first(), self.turns.ahead.last())
+        {
             if !self.turns.in_line {
                 self.overtaken().await?;
                 continue;
             }
-            let moved = tokio::select! {
-                () = closed.cancelled() => return Ok(()),
-                moved = tokio::time::timeout(PATIENCE, follow.behind.notified()) => moved,
+            let (first, batch) = (first.clone(), self.head.batch);
+            let moved = match store.watch_intent(before).await? {
+                None => true,
+                Some(moved) => tokio::select! {
+                    () = closed.cancelled() => return Ok(()),
+                    moved = tokio::time::timeout(PATIENCE, moved) => moved.is_ok(),
+                },
             };
-            if moved.is_err() {
-                tracing::debug!(keyspace = %self.keyspace.name, "a server did not use its turn");
-                self.keyspace.store.forget_intent(&first).await?;
-            }
             self.catch_up().await?;
+            let stuck = self.head.batch == batch && self.turns.ahead.first() == Some(&first);
+            if !moved && stuck {
+                tracing::debug!(keyspace = %self.keyspace.name, "a server did not use its turn");
+                store.forget_intent(&first).await?;
+            }
         }
         Ok(())
     }
@@ -159,7 +174,7 @@ impl Sequencer {
         }
     }
 
-    /// Lets the next one in line write. The others learn of it by the head, which is another batch's, of nothing.
+    /// Lets the next one in line write, by a batch of nothing: whoever commits is in the order of commits.
     pub(super) async fn pass(&mut self) -> Result<(), StoreError> {
         let store = &self.keyspace.store;
         let next = Head {
@@ -176,8 +191,9 @@ impl Sequencer {
             leave: Leave::Out,
             at: self.keyspace.clock.now().0,
         };
-        let (outcome, others) = watch(store, store.commit(&request)).await;
-        match outcome? {
+        let commit = store.commit(&request);
+        let (outcome, others) = self.turns.watch(store, commit).await?;
+        match outcome {
             (Outcome::Committed, known_at) => {
                 self.head = next;
                 self.known_at = known_at;

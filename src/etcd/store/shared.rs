@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fdb::{MutationType, RangeOption, Transaction, VERSIONSTAMP_LENGTH, Watch};
 use futures::future;
 
-use super::read::READ_BYTES;
+use super::read::{READ_BYTES, decode_head};
 use super::{NOTES_KEPT, Note, Store, StoreError};
 use crate::etcd::encoding::{Head, ServerId};
 use crate::etcd::lease::Stamp;
@@ -102,22 +102,35 @@ impl Store {
 
     /// The head, and a watch that resolves when it is another one.
     pub async fn watch_head(&self) -> Result<(Head, Watch), StoreError> {
+        let (head, watch) = self.watch(&self.space.head()).await?;
+        Ok((decode_head(head)?, watch))
+    }
+
+    /// A watch that resolves when the server has another ticket, or none; `None` if that is so already.
+    pub async fn watch_intent(
+        &self,
+        (server, ticket): &(ServerId, Bytes),
+    ) -> Result<Option<Watch>, StoreError> {
+        let (found, watch) = self.watch(&self.space.intent(*server)).await?;
+        Ok((found.as_ref() == Some(ticket)).then_some(watch))
+    }
+
+    /// The value of `key`, and a watch that resolves when it is another one.
+    async fn watch(&self, key: &Bytes) -> Result<(Option<Bytes>, Watch), StoreError> {
         let mut transaction = self.database.create_transaction();
         loop {
-            let read = self.read_head(&transaction).await;
-            let error = match read {
-                Ok(head) => {
-                    let watch = transaction.watch(self.space.head());
+            let error = match transaction.get(key, true).await {
+                Ok(found) => {
+                    let watch = transaction.watch(key.clone());
                     match transaction.commit().await {
-                        Ok(_) => return Ok((head, watch)),
+                        Ok(_) => return Ok((found, watch)),
                         Err(failed) => {
                             transaction = failed.transaction;
                             failed.error
                         }
                     }
                 }
-                Err(StoreError::Store(error)) => error,
-                Err(error) => return Err(error),
+                Err(error) => error,
             };
             transaction = transaction.on_error(error).await?;
         }
