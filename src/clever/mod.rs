@@ -12,8 +12,10 @@ mod authentication;
 mod cli_token;
 mod cluster;
 pub mod cluster_token;
+mod consumption;
 mod deployment_event;
 pub mod error;
+mod invoice;
 mod kubeconfig;
 mod load_balancer;
 mod node_group;
@@ -94,6 +96,8 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cli_token::routes())
         .merge(api_token::routes())
         .merge(product::routes())
+        .merge(consumption::routes())
+        .merge(invoice::routes())
         .merge(price::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())

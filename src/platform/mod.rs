@@ -13,6 +13,7 @@ pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
 mod clusters;
+pub mod consumption;
 pub mod control_plane;
 mod controller;
 mod creation;

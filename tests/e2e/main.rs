@@ -37,3 +37,4 @@ mod sharing;
 mod simulation;
 mod topologies;
 mod transport;
+mod workloads;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use self::agreement::{Act, Resource, Upstream};
 use super::cloud_api::{Accesses, CloudAccess, CloudApi, CloudApiError};
-use super::component::{Clients, ComponentError, Listener, Notice, Pause};
+use super::component::{Bell, Clients, ComponentError, Notice, Pause};
 use super::registry::seconds;
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
@@ -72,12 +72,12 @@ pub async fn start(
     });
     let (changed, waiting, woken) = (queue.clone(), Arc::clone(&operator), queue.clone());
     let listeners = &operator.kubernetes.inner.listeners;
-    listeners.add(Listener {
+    listeners.add(Bell {
         prefixes: &["/registry/api.clever-cloud.com/nodegroups/"],
         notices: &[Notice::NodeGroups],
         wake: Box::new(move |cluster| changed.push(cluster.to_owned())),
     });
-    listeners.add(Listener {
+    listeners.add(Bell {
         prefixes: &[],
         notices: &[Notice::Quota],
         wake: Box::new(move |cluster| {

@@ -56,6 +56,32 @@ pub struct Preconditions {
     pub resource_version: Option<String>,
 }
 
+/// What becomes of the objects that an object owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// They are collected once it is gone.
+    Background,
+    /// It waits for them.
+    Foreground,
+    /// They stay, and have no owner any more.
+    Orphan,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    pub preconditions: Preconditions,
+    pub dry_run: bool,
+    /// How long a pod may take to end; none: what the pod says.
+    pub grace_period_seconds: Option<i64>,
+    /// None: in the background.
+    pub propagation: Option<Propagation>,
+}
+
+/// Holds an object until what it owns is gone.
+pub const FOREGROUND: &str = "foregroundDeletion";
+/// Holds an object until what it owns has no owner.
+pub const ORPHAN: &str = "orphan";
+
 /// What a delete did.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Deleted {
@@ -65,8 +91,9 @@ pub enum Deleted {
     Later(Value),
 }
 
-/// Told of the key of every object that this process writes or removes. Must not wait.
-pub type OnWrite = Box<dyn Fn(&str) + Send + Sync>;
+/// Told of every write of this process, once it is done: the key, and the object, or none if it is gone.
+/// Must not wait.
+pub type OnWrite = Box<dyn Fn(&str, Option<&Value>) + Send + Sync>;
 
 /// The objects of one cluster.
 pub struct Registry {
@@ -227,6 +254,28 @@ impl Registry {
         Err(ApiError::modified(place.resource, name))
     }
 
+    /// Writes what `change` makes of the object, spec and status together. For subresources that are
+    /// about both.
+    pub async fn bind(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        dry_run: bool,
+        change: impl Fn(&Value) -> Result<Value, ApiError>,
+    ) -> Result<(), ApiError> {
+        let key = place.key(name);
+        for _ in 0..ATTEMPTS {
+            let Some(kv) = self.client.get(key.clone()).await?.value else {
+                return Err(ApiError::not_found(place.resource, name));
+            };
+            let next = without_version(change(&decode(&kv)?)?);
+            if dry_run || self.write(&key, kv.mod_revision, &next).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(ApiError::modified(place.resource, name))
+    }
+
     /// `changed`, with what a write may not change as it was.
     fn next(
         &self,
@@ -296,7 +345,7 @@ impl Registry {
         Ok(next)
     }
 
-    /// Deletes an object, or marks it if finalizers hold it.
+    /// Deletes an object, or marks it if finalizers hold it or it needs time to end.
     pub async fn delete(
         &self,
         place: Place<'_>,
@@ -304,49 +353,49 @@ impl Registry {
         preconditions: &Preconditions,
         dry_run: bool,
     ) -> Result<Deleted, ApiError> {
+        let options = DeleteOptions {
+            preconditions: preconditions.clone(),
+            dry_run,
+            ..DeleteOptions::default()
+        };
+        self.delete_with(place, name, &options).await
+    }
+
+    /// See [`Registry::delete`].
+    pub async fn delete_with(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, ApiError> {
         let key = place.key(name);
         for _ in 0..ATTEMPTS {
             let Some(kv) = self.client.get(key.clone()).await?.value else {
                 return Err(ApiError::not_found(place.resource, name));
             };
             let current = decode(&kv)?;
-            self.check_preconditions(place, name, &current, preconditions)?;
-            if !has_finalizers(&current) {
-                if dry_run {
+            self.check_preconditions(place, name, &current, &options.preconditions)?;
+            let Some(mut marked) = marked(&current, options, self.clock.now()) else {
+                if options.dry_run {
                     return Ok(Deleted::Now(current));
                 }
                 match self.remove(&key, kv.mod_revision).await? {
                     Some(revision) => return Ok(Deleted::Now(with_version(current, revision))),
                     None => continue,
                 }
+            };
+            if marked == current || options.dry_run {
+                return Ok(Deleted::Later(marked));
             }
-            if !current["metadata"]["deletionTimestamp"].is_null() {
-                return Ok(Deleted::Later(current));
-            }
-            let mut marked = without_version(current);
-            marked["metadata"]["deletionTimestamp"] = Value::from(seconds(self.clock.now()));
-            marked["metadata"]["deletionGracePeriodSeconds"] = Value::from(0);
             if place.resource.kind == "Namespace" {
                 marked["status"]["phase"] = Value::from("Terminating");
             }
-            if dry_run {
-                return Ok(Deleted::Later(marked));
-            }
+            let marked = without_version(marked);
             if let Some(revision) = self.write(&key, kv.mod_revision, &marked).await? {
                 return Ok(Deleted::Later(with_version(marked, revision)));
             }
         }
         Err(ApiError::modified(place.resource, name))
-    }
-
-    /// Deletes an object without giving it time to end. Finalizers hold it all the same.
-    pub async fn delete_now(
-        &self,
-        place: Place<'_>,
-        name: &str,
-        preconditions: &Preconditions,
-    ) -> Result<Deleted, ApiError> {
-        self.delete(place, name, preconditions, false).await
     }
 
     fn check_preconditions(
@@ -523,7 +572,7 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(self.written(key, &response))
+        Ok(self.written(key, Some(object), &response))
     }
 
     async fn remove(&self, key: &str, expected: i64) -> Result<Option<i64>, ApiError> {
@@ -535,13 +584,13 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(self.written(key, &response))
+        Ok(self.written(key, None, &response))
     }
 
-    fn written(&self, key: &str, response: &TxnResponse) -> Option<i64> {
+    fn written(&self, key: &str, object: Option<&Value>, response: &TxnResponse) -> Option<i64> {
         let revision = revision_if_succeeded(response);
         if revision.is_some() {
-            (self.on_write)(key);
+            (self.on_write)(key, object);
         }
         revision
     }
@@ -556,8 +605,14 @@ fn revision_if_succeeded(response: &TxnResponse) -> Option<i64> {
     response.succeeded.then_some(header.revision)
 }
 
-/// What a write may leave out and still keep: addresses of a service.
+/// What a write may leave out and still keep: addresses of a service, the node of a pod.
 fn keep_allocated(resource: &Resource, current: &Value, next: &mut Value) {
+    if resource.kind == "Pod" && next["spec"]["nodeName"].is_null() {
+        let node = &current["spec"]["nodeName"];
+        if !node.is_null() {
+            next["spec"]["nodeName"] = node.clone();
+        }
+    }
     if resource.kind == "Service" {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             if next["spec"][field].is_null() && !current["spec"][field].is_null() {
@@ -573,9 +628,63 @@ fn has_finalizers(object: &Value) -> bool {
         || (object["kind"] == "Namespace" && held(&object["spec"]["finalizers"]))
 }
 
-/// Being deleted, and nothing holds it any more.
+/// Being deleted, and nothing holds it any more, nor does it need more time to end.
 fn is_finished(object: &Value) -> bool {
-    !object["metadata"]["deletionTimestamp"].is_null() && !has_finalizers(object)
+    let metadata = &object["metadata"];
+    !metadata["deletionTimestamp"].is_null()
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && !has_finalizers(object)
+}
+
+/// The object as its deletion leaves it; none if it goes at once.
+fn marked(object: &Value, options: &DeleteOptions, now: Timestamp) -> Option<Value> {
+    let metadata = &object["metadata"];
+    let grace = grace(object, options.grace_period_seconds);
+    let finalizer = match options.propagation {
+        Some(Propagation::Foreground) => Some(FOREGROUND),
+        Some(Propagation::Orphan) => Some(ORPHAN),
+        Some(Propagation::Background) | None => None,
+    };
+    if grace == 0 && finalizer.is_none() && !has_finalizers(object) {
+        return None;
+    }
+    let ending = !metadata["deletionTimestamp"].is_null();
+    let left = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    // Being asked again can only shorten it.
+    if ending && grace >= left {
+        return Some(object.clone());
+    }
+    let mut marked = object.clone();
+    let metadata = &mut marked["metadata"];
+    if let Some(finalizer) = finalizer {
+        let mut held: Vec<Value> = metadata["finalizers"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        if !held.contains(&Value::from(finalizer)) {
+            held.push(Value::from(finalizer));
+        }
+        metadata["finalizers"] = Value::from(held);
+    }
+    let end = Timestamp(now.0.saturating_add(grace.saturating_mul(1000)));
+    metadata["deletionTimestamp"] = Value::from(seconds(end));
+    metadata["deletionGracePeriodSeconds"] = Value::from(grace);
+    Some(marked)
+}
+
+/// Seconds that an object is given to end: only what runs on a node needs any.
+fn grace(object: &Value, asked: Option<i64>) -> i64 {
+    let phase = object["status"]["phase"].as_str().unwrap_or("");
+    let runs = object["kind"] == "Pod"
+        && object["spec"]["nodeName"]
+            .as_str()
+            .is_some_and(|node| !node.is_empty())
+        && !["Succeeded", "Failed"].contains(&phase);
+    if !runs {
+        return 0;
+    }
+    let own = || object["spec"]["terminationGracePeriodSeconds"].as_i64();
+    asked.or_else(own).unwrap_or(30).max(0)
 }
 
 pub fn name_of(object: &Value) -> String {
