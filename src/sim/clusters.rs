@@ -82,6 +82,8 @@ async fn connect(rest: &Client, cluster: &str) -> Result<kube::Client, ClusterEr
     }
     let kubeconfig = Kubeconfig::from_yaml(&answer.text())?;
     let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    // A 503 is an answer like any other here.
+    config.default_retry = false;
     Ok(kube::Client::try_from(config)?)
 }
