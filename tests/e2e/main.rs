@@ -14,6 +14,7 @@ mod kubectl;
 mod real_etcd;
 
 mod access;
+mod cluster_events;
 mod crash;
 mod determinism;
 mod etcd_auth;
