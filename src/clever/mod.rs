@@ -29,6 +29,7 @@ mod quota;
 mod quota_control;
 mod server;
 mod simulation;
+mod storage;
 mod summary;
 mod transport;
 mod version;
@@ -112,6 +113,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(version::routes())
         .merge(quota::routes())
         .merge(quota_control::routes())
+        .merge(storage::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)
         .method_not_allowed_fallback(transport::wrong_method)

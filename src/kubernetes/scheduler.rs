@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::api_client::{ApiClientError, At};
+use super::controller_manager::volume::{SELECTED_NODE, claims_of, waits_for_consumer};
 use super::controller_manager::{Outcome, Tools};
 use super::registry::resource::{Kind, Resource};
 use super::registry::selector::matches_requirement;
@@ -20,9 +21,37 @@ pub async fn reconcile(tools: &Tools) -> Result<Outcome, ApiClientError> {
     }
     let nodes = tools.api.list(Resource::of_kind(Kind::Node)).await?;
     let mut used = used(&pods);
+    let mounts = pending.iter().any(|pod| claims_of(pod).next().is_some());
+    let (claims, classes) = if mounts {
+        (
+            tools
+                .api
+                .list(Resource::of_kind(Kind::PersistentVolumeClaim))
+                .await?,
+            tools
+                .api
+                .list(Resource::of_kind(Kind::StorageClass))
+                .await?,
+        )
+    } else {
+        Default::default()
+    };
     for pod in pending {
-        match choose(pod, &nodes, &used) {
-            Ok(node) => {
+        let chosen = match mounted(pod, &claims, &classes) {
+            Mounts::Refused(why) => Err(unavailable(nodes.len(), &why)),
+            Mounts::Bound => choose(pod, &nodes, &used).map(Some),
+            Mounts::Lazy(waiting) => match choose(pod, &nodes, &used) {
+                Ok(node) => {
+                    select(tools, waiting, &node).await?;
+                    Ok(None)
+                }
+                Err(why) => Err(why),
+            },
+        };
+        match chosen {
+            // Its claims are being bound: their change brings it back here.
+            Ok(None) => {}
+            Ok(Some(node)) => {
                 let target = json!({"kind": "Node", "apiVersion": "v1", "name": node});
                 let binding = json!({
                     "kind": "Binding", "apiVersion": "v1",
@@ -44,6 +73,74 @@ pub async fn reconcile(tools: &Tools) -> Result<Outcome, ApiClientError> {
         }
     }
     Ok(None)
+}
+
+/// What a pod's claims let it do.
+#[derive(Debug, PartialEq)]
+enum Mounts<'a> {
+    Bound,
+    /// These are bound once the pod has a node in sight.
+    Lazy(Vec<&'a Value>),
+    Refused(String),
+}
+
+fn mounted<'a>(pod: &Value, claims: &'a [Value], classes: &[Value]) -> Mounts<'a> {
+    let namespace = &pod["metadata"]["namespace"];
+    let mut lazy = Vec::new();
+    for name in claims_of(pod) {
+        let named = |claim: &&Value| {
+            claim["metadata"]["name"] == name && claim["metadata"]["namespace"] == *namespace
+        };
+        let Some(claim) = claims.iter().find(named) else {
+            return Mounts::Refused(format!("persistentvolumeclaim {name:?} not found"));
+        };
+        if !claim["metadata"]["deletionTimestamp"].is_null() {
+            let why = format!("persistentvolumeclaim {name:?} is being deleted");
+            return Mounts::Refused(why);
+        }
+        match claim["status"]["phase"].as_str() {
+            Some("Bound") => {}
+            Some("Lost") => {
+                let volume = claim["spec"]["volumeName"].as_str().unwrap_or("");
+                return Mounts::Refused(format!(
+                    "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
+                ));
+            }
+            _ if waits_for_consumer(claim, classes) => lazy.push(claim),
+            _ if claim["metadata"]["annotations"][SELECTED_NODE].is_string() => lazy.push(claim),
+            _ => {
+                let why = "pod has unbound immediate PersistentVolumeClaims";
+                return Mounts::Refused(why.to_owned());
+            }
+        }
+    }
+    if lazy.is_empty() {
+        Mounts::Bound
+    } else {
+        Mounts::Lazy(lazy)
+    }
+}
+
+/// Tells whoever binds the claims that their pod is to run on the node.
+async fn select(tools: &Tools, claims: Vec<&Value>, node: &str) -> Result<(), ApiClientError> {
+    for claim in claims {
+        if claim["metadata"]["annotations"][SELECTED_NODE].is_string() {
+            continue;
+        }
+        let mut next = claim.clone();
+        next["metadata"]["annotations"][SELECTED_NODE] = json!(node);
+        let at = At::of(Resource::of_kind(Kind::PersistentVolumeClaim), claim);
+        match tools.api.replace(at, &next).await {
+            Err(error) if error.is_stale() => {}
+            outcome => drop(outcome?),
+        }
+    }
+    Ok(())
+}
+
+/// As kube-scheduler says what keeps a pod from every node.
+fn unavailable(nodes: usize, why: &str) -> String {
+    format!("0/{nodes} nodes are available: {why}.")
 }
 
 fn is_pending(pod: &Value) -> bool {

@@ -139,6 +139,8 @@ pub enum Act {
     CreateLoadBalancerNetwork,
     ProvisionKubernetes,
     SetKubernetesVersion(String),
+    /// The StorageClass appears in the cluster.
+    EnableStorage,
     CreateVm(Box<ControlPlaneVm>),
     CreateLoadBalancer,
     RotateCertificates,
@@ -146,6 +148,7 @@ pub enum Act {
     DeleteKubernetes,
     DeleteLoadBalancer,
     DeleteNetworks,
+    DeleteVolumes,
 }
 
 /// What to do: the acts, in order, then the change of the record, with its events.
@@ -481,6 +484,7 @@ fn end_step(next: &mut Cluster, seen: &Seen, kind: OperationKind, step: Step, ac
             next.running_version = next.version.clone();
         }
         (_, Step::Storage) => {
+            acts.push(Act::EnableStorage);
             next.features.csi = true;
             next.storage_usage_bytes = Some(0);
         }
@@ -521,6 +525,7 @@ fn delete(next: &mut Cluster, seen: &Seen, now: Timestamp, decision: &mut Decisi
         Act::DeleteKubernetes,
         Act::DeleteLoadBalancer,
         Act::DeleteNetworks,
+        Act::DeleteVolumes,
     ]);
     next.status = ClusterStatus::Deleted;
     next.operation = None;

@@ -343,7 +343,8 @@ impl Platform {
         .await
     }
 
-    async fn view(&self, cluster: Cluster) -> Result<ClusterView> {
+    async fn view(&self, mut cluster: Cluster) -> Result<ClusterView> {
+        cluster.storage_usage_bytes = self.storage_usage(&cluster).await?;
         let node_groups = self.store().node_groups(&cluster.id).await?;
         Ok(ClusterView {
             cluster,

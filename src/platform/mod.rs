@@ -38,6 +38,7 @@ mod request;
 pub mod store;
 pub mod validation;
 mod vm_state;
+pub mod volumes;
 
 use std::sync::Arc;
 

@@ -313,6 +313,9 @@ pub enum Kind {
     Deployment = 10,
     ReplicaSet = 11,
     PodDisruptionBudget = 12,
+    StorageClass = 13,
+    PersistentVolume = 14,
+    PersistentVolumeClaim = 15,
 }
 
 #[cfg(test)]
@@ -328,6 +331,9 @@ mod tests {
         check(Kind::Pod, "Pod");
         check(Kind::NodeGroup, "NodeGroup");
         check(Kind::Lease, "Lease");
+        check(Kind::StorageClass, "StorageClass");
+        check(Kind::PersistentVolume, "PersistentVolume");
+        check(Kind::PersistentVolumeClaim, "PersistentVolumeClaim");
         check(Kind::Deployment, "Deployment");
         check(Kind::ReplicaSet, "ReplicaSet");
         check(Kind::PodDisruptionBudget, "PodDisruptionBudget");

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::resource::{Names, Resource};
 use super::selector::matches_selector;
+use crate::kubernetes::scheduler::quantity_millis;
 
 /// (field, message) of what is wrong.
 pub type Causes = Vec<(String, String)>;
@@ -328,6 +329,23 @@ fn claim(object: &Value, old: Option<&Value>, causes: &mut Causes) {
                 break;
             }
         }
+        let request =
+            |claim: &Value| quantity_millis(&claim["spec"]["resources"]["requests"]["storage"]);
+        let has = quantity_millis(&old["status"]["capacity"]["storage"]);
+        if request(object) < request(old) && request(object) < has {
+            causes.push((
+                String::from("spec.resources.requests.storage"),
+                String::from("Forbidden: field can not be less than status.capacity"),
+            ));
+        } else if request(object) != request(old) && old["status"]["phase"] != "Bound" {
+            causes.push((
+                String::from("spec"),
+                String::from(
+                    "Forbidden: spec is immutable after creation except resources.requests and \
+                     volumeAttributesClassName for bound claims",
+                ),
+            ));
+        }
     }
 }
 
@@ -410,6 +428,13 @@ pub fn default(resource: &Resource, object: &mut Value) {
             object[field] = value;
         }
     };
+    // Empty collections are not there, as in Kubernetes' own encoding.
+    for field in ["finalizers", "ownerReferences", "annotations", "labels"] {
+        let given = &object["metadata"][field];
+        if given == &json!([]) || given == &json!({}) || given.is_null() {
+            super::remove(&mut object["metadata"], field);
+        }
+    }
     match resource.kind {
         "Namespace" => {
             let name = object["metadata"]["name"].clone();
@@ -483,6 +508,18 @@ pub fn default(resource: &Resource, object: &mut Value) {
             set(spec, "type", json!("ClusterIP"));
             set(spec, "sessionAffinity", json!("None"));
             set(spec, "internalTrafficPolicy", json!("Cluster"));
+            // Typed clients send empty texts for what is not set.
+            for field in ["clusterIP", "externalTrafficPolicy", "loadBalancerClass"] {
+                if spec[field] == "" {
+                    spec[field] = Value::Null;
+                }
+            }
+            if spec["type"] == "NodePort" || spec["type"] == "LoadBalancer" {
+                set(spec, "externalTrafficPolicy", json!("Cluster"));
+            }
+            if spec["type"] == "LoadBalancer" {
+                set(spec, "allocateLoadBalancerNodePorts", json!(true));
+            }
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 set(port, "protocol", json!("TCP"));
                 // Typed clients send 0 for what is not set.

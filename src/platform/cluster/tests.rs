@@ -259,7 +259,8 @@ fn a_cluster_is_deleted_when_everything_of_it_is() {
         [
             Act::DeleteKubernetes,
             Act::DeleteLoadBalancer,
-            Act::DeleteNetworks
+            Act::DeleteNetworks,
+            Act::DeleteVolumes
         ]
     );
     let next = decision.next.unwrap();

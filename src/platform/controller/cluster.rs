@@ -169,6 +169,7 @@ impl ClusterController {
                     )
                     .await?;
             }
+            Act::EnableStorage => kubernetes.set_storage(id, true).await?,
             Act::RotateCertificates => kubernetes.rotate_certificates(id).await?,
             Act::DeleteVm(vm) => cloud.delete_vm(&VmId(vm.clone())).await?,
             Act::DeleteKubernetes => {
@@ -179,6 +180,11 @@ impl ClusterController {
                 cloud
                     .delete_load_balancer(&load_balancer_id(cluster))
                     .await?;
+            }
+            Act::DeleteVolumes => {
+                for volume in cloud.volumes_of(&owner) {
+                    cloud.delete_volume(&volume.id).await?;
+                }
             }
             Act::DeleteNetworks => {
                 cloud
