@@ -2,13 +2,16 @@
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 9] = [
+    "apps.v1.proto",
     "coordination.v1.proto",
     "core.v1.proto",
     "intstr.proto",
     "meta.v1.proto",
+    "policy.v1.proto",
     "resource.proto",
     "runtime.proto",
+    "storage.v1.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

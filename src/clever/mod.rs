@@ -11,12 +11,16 @@ mod api_token;
 mod authentication;
 mod cli_token;
 mod cluster;
+mod cluster_event;
 pub mod cluster_token;
+mod consumption;
 mod deployment_event;
 pub mod error;
+mod invoice;
 mod kubeconfig;
 mod load_balancer;
 mod node_group;
+mod plugin;
 mod price;
 mod price_system;
 mod product;
@@ -25,6 +29,7 @@ mod quota;
 mod quota_control;
 mod server;
 mod simulation;
+mod storage;
 mod summary;
 mod transport;
 mod version;
@@ -94,6 +99,9 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cli_token::routes())
         .merge(api_token::routes())
         .merge(product::routes())
+        .merge(plugin::routes())
+        .merge(consumption::routes())
+        .merge(invoice::routes())
         .merge(price::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())
@@ -101,9 +109,11 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(kubeconfig::routes())
         .merge(load_balancer::routes())
         .merge(deployment_event::routes())
+        .merge(cluster_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
         .merge(quota_control::routes())
+        .merge(storage::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)
         .method_not_allowed_fallback(transport::wrong_method)

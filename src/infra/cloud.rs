@@ -3,7 +3,6 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_proto::etcdserverpb::{Compare, RequestOp, TxnRequest};
@@ -31,8 +30,6 @@ use super::{
 
 /// How often a change is tried again after somebody else's came first.
 const ATTEMPTS: usize = 32;
-/// How old the kept reading of the clock may grow while nothing happens, in simulated time.
-const READING_INTERVAL: Duration = Duration::from_secs(30);
 
 use agenda::Agenda;
 
@@ -58,7 +55,6 @@ struct Inner {
 /// What the cloud works on by itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Task {
-    Reading,
     /// Some of the VMs that something is to be done about: see [`Agenda`].
     Vms,
 }
@@ -101,17 +97,13 @@ impl Cloud {
             }
             !changed.is_closed()
         }));
-        queue.push(Task::Reading);
         let cloud = self.clone();
-        queue.start(move |task| {
+        let workers = queue.start(move |Task::Vms| {
             let (cloud, agenda) = (cloud.clone(), Arc::clone(&agenda));
-            async move {
-                match task {
-                    Task::Reading => cloud.keep_reading().await,
-                    Task::Vms => cloud.work_on_vms(&agenda).await,
-                }
-            }
-        })
+            async move { cloud.work_on_vms(&agenda).await }
+        });
+        let (client, clock) = (self.inner.client.clone(), self.inner.clock.clone());
+        workers.beside(clock_reading::keep(client, clock, term.clone()))
     }
 
     /// Ends every watch: nothing is seen here any more.
@@ -124,8 +116,8 @@ impl Cloud {
         }
     }
 
-    /// Keeps the clock's reading, for a restart. Done now and then by itself; whoever advances a manual
-    /// clock does it afterwards, or a restart takes the time back to the last change of a record.
+    /// Keeps the clock's reading, for a restart. A clock that runs has it done by itself; whoever advances a
+    /// manual one does it before saying so, or a restart takes the time back to the last change of a record.
     pub async fn save_reading(&self) -> Result<()> {
         Ok(clock_reading::save(&self.inner.client, self.inner.clock.now()).await?)
     }
@@ -536,13 +528,6 @@ impl Cloud {
             self.commit(compare, changes).await?;
         }
         Ok(())
-    }
-
-    async fn keep_reading(&self) -> Result<Option<Timestamp>> {
-        self.save_reading().await?;
-        Ok(Some(
-            self.inner.clock.now().saturating_add(READING_INTERVAL),
-        ))
     }
 }
 

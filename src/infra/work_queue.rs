@@ -52,9 +52,17 @@ struct Inner<K> {
 pub struct Workers {
     close: Box<dyn Fn() + Send + Sync>,
     tasks: JoinSet<()>,
+    /// What runs as long as they do, and may be ended anywhere.
+    beside: JoinSet<()>,
 }
 
 impl Workers {
+    /// Has `task` run as long as they do. However they end, it ends at once.
+    pub fn beside(mut self, task: impl Future<Output = ()> + Send + 'static) -> Workers {
+        self.beside.spawn(task);
+        self
+    }
+
     /// Ends after the rounds under way.
     pub async fn finish(mut self) {
         (self.close)();
@@ -63,12 +71,14 @@ impl Workers {
                 tracing::error!(%error, "a worker had died");
             }
         }
+        self.beside.shutdown().await;
     }
 
     /// Ends at once, wherever each round is, as a kill would.
     pub async fn abort(mut self) {
         (self.close)();
         self.tasks.shutdown().await;
+        self.beside.shutdown().await;
     }
 }
 
@@ -168,6 +178,7 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         Workers {
             close: Box::new(move || queue.close()),
             tasks,
+            beside: JoinSet::new(),
         }
     }
 

@@ -3,24 +3,26 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::body::{Body, full, stream};
+use super::body::{Body, Incoming, full, stream};
 use super::cluster::Cluster;
 use super::pki::Identity;
 use super::registry::list::ListOptions;
 use super::registry::patch::{self, PatchType};
 use super::registry::resource::Resource;
-use super::registry::selector::Selector;
+use super::registry::selector::{Selector, selector_text};
 use super::registry::table::{IncludeObject, table};
 use super::registry::watch::WatchOptions;
-use super::registry::{Deleted, Part, Place, Preconditions, name_of};
+use super::registry::{
+    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, name_of, seconds,
+};
 use super::request::{Objects, Query, Target, verb};
 use super::status::ApiError;
-use super::{discovery, openapi, protobuf};
+use super::{discovery, eviction, openapi, protobuf};
 
 /// Largest body of a request, as kube-apiserver's.
 const BODY_LIMIT: usize = 3 << 20;
@@ -29,16 +31,18 @@ const BODY_LIMIT: usize = 3 << 20;
 pub type Caller = Option<Identity>;
 
 /// Answers a request whose path, behind the cluster's id, is `path`.
-pub async fn handle(
-    cluster: &Cluster,
+pub fn handle<'a>(
+    cluster: &'a Cluster,
     caller: Caller,
-    path: &str,
+    path: &'a str,
     request: Request<Incoming>,
-) -> Response<Body> {
-    match answer(cluster, caller, path, request).await {
-        Ok(response) => response,
-        Err(error) => error.to_response(),
-    }
+) -> BoxFuture<'a, Response<Body>> {
+    Box::pin(async move {
+        match answer(cluster, caller, path, request).await {
+            Ok(response) => response,
+            Err(error) => error.to_response(),
+        }
+    })
 }
 
 async fn answer(
@@ -74,6 +78,12 @@ async fn answer(
         }
         (Some("status"), Some(name)) if objects.resource.status => {
             exchange.object(name, Part::Status, verb, request).await
+        }
+        (Some("eviction"), Some(name)) if objects.resource.kind == "Pod" && verb == "create" => {
+            exchange.evict(name, request).await
+        }
+        (Some("binding"), Some(name)) if objects.resource.kind == "Pod" && verb == "create" => {
+            exchange.bind(name, request).await
         }
         (Some("finalize"), Some(name)) if objects.resource.kind == "Namespace" => {
             exchange.object(name, Part::Object, verb, request).await
@@ -235,7 +245,7 @@ impl Exchange<'_> {
                     .await?;
                 Ok(self.show(StatusCode::CREATED, created))
             }
-            "deletecollection" => self.delete_collection().await,
+            "deletecollection" => self.delete_collection(request).await,
             _ => Err(ApiError::method_not_allowed()),
         }
     }
@@ -289,16 +299,11 @@ impl Exchange<'_> {
         } else {
             parse(&media_type, body)?
         };
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let preconditions = Preconditions {
-            uid: text(&options["preconditions"]["uid"]),
-            resource_version: text(&options["preconditions"]["resourceVersion"]),
-        };
-        let dry_run = self.dry_run()? || options["dryRun"] == json!(["All"]);
+        let options = self.delete_options(&options)?;
         let deleted = self
             .cluster
             .registry
-            .delete(self.place, name, &preconditions, dry_run)
+            .delete_with(self.place, name, &options)
             .await?;
         match deleted {
             Deleted::Later(object) => {
@@ -328,9 +333,127 @@ impl Exchange<'_> {
         }
     }
 
-    async fn delete_collection(&self) -> Result<Response<Body>, ApiError> {
+    /// What a delete's body asks for, or its query.
+    fn delete_options(&self, body: &Value) -> Result<DeleteOptions, ApiError> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let asked = match body["propagationPolicy"].as_str() {
+            None | Some("") => self.query.get("propagationPolicy"),
+            Some(policy) => policy,
+        };
+        let propagation = match asked {
+            "" if body["orphanDependents"] == true => Some(Propagation::Orphan),
+            "" => None,
+            "Background" => Some(Propagation::Background),
+            "Foreground" => Some(Propagation::Foreground),
+            "Orphan" => Some(Propagation::Orphan),
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid propagationPolicy: {other:?}"
+                )));
+            }
+        };
+        let grace_period_seconds = match body["gracePeriodSeconds"].as_i64() {
+            None => self.query.number("gracePeriodSeconds")?,
+            given => given,
+        };
+        if let Some(negative) = grace_period_seconds.filter(|seconds| *seconds < 0) {
+            return Err(ApiError::bad_request(format!(
+                "invalid gracePeriodSeconds: {negative}: must be greater than or equal to 0"
+            )));
+        }
+        Ok(DeleteOptions {
+            preconditions: Preconditions {
+                uid: text(&body["preconditions"]["uid"]),
+                resource_version: text(&body["preconditions"]["resourceVersion"]),
+            },
+            dry_run: self.dry_run()? || body["dryRun"] == json!(["All"]),
+            grace_period_seconds,
+            propagation,
+        })
+    }
+
+    /// `eviction`: policy/v1.
+    async fn evict(
+        &self,
+        name: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let eviction = object_of(request).await?;
+        let given = eviction["metadata"]["name"].as_str().unwrap_or(name);
+        if given != name {
+            return Err(ApiError::bad_request(format!(
+                "name in URL does not match name in Eviction object: {name} != {given}"
+            )));
+        }
+        let options = self.delete_options(&eviction["deleteOptions"])?;
+        eviction::evict(&self.cluster.registry, self.place, name, &options).await?;
+        Ok(json_response(StatusCode::CREATED, &success()))
+    }
+
+    /// `binding`: the pod gets its node, once and for all.
+    async fn bind(
+        &self,
+        name: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let binding = object_of(request).await?;
+        let Some(node) = binding["target"]["name"]
+            .as_str()
+            .filter(|node| !node.is_empty())
+        else {
+            return Err(ApiError::bad_request("target.name: Required value"));
+        };
+        let now = seconds(self.cluster.registry.now());
+        let resource = self.place.resource;
+        self.cluster
+            .registry
+            .bind(self.place, name, self.dry_run()?, |pod| {
+                let conflict = |why: String| Err(ApiError::conflict(resource, name, &why));
+                if !pod["metadata"]["deletionTimestamp"].is_null() {
+                    return conflict(format!(
+                        "pod {name} is being deleted, cannot be assigned to a host"
+                    ));
+                }
+                if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|it| !it.is_empty()) {
+                    return conflict(format!(
+                        "pod {name} is already assigned to node \"{bound}\""
+                    ));
+                }
+                let mut next = pod.clone();
+                next["spec"]["nodeName"] = json!(node);
+                let conditions = next["status"]["conditions"].as_array();
+                let others = conditions.into_iter().flatten();
+                let mut conditions: Vec<Value> = others
+                    .filter(|it| it["type"] != "PodScheduled")
+                    .cloned()
+                    .collect();
+                conditions.push(json!({
+                    "type": "PodScheduled", "status": "True", "lastTransitionTime": now,
+                    "lastProbeTime": null,
+                }));
+                next["status"]["conditions"] = Value::from(conditions);
+                Ok(next)
+            })
+            .await?;
+        Ok(json_response(StatusCode::CREATED, &success()))
+    }
+
+    async fn delete_collection(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
         let registry = &self.cluster.registry;
-        let dry_run = self.dry_run()?;
+        let media_type = content_type(request.headers()).to_owned();
+        let body = bytes_of(request).await?;
+        let options = if body.is_empty() {
+            Value::Null
+        } else {
+            parse(&media_type, body)?
+        };
+        let options = DeleteOptions {
+            preconditions: Preconditions::default(),
+            ..self.delete_options(&options)?
+        };
         let list = registry.list(self.place, &self.list_options(None)?).await?;
         let mut deleted = Vec::new();
         for object in list.items {
@@ -340,10 +463,7 @@ impl Exchange<'_> {
                 namespace,
                 ..self.place
             };
-            match registry
-                .delete(place, &name, &Preconditions::default(), dry_run)
-                .await
-            {
+            match registry.delete_with(place, &name, &options).await {
                 Ok(Deleted::Now(object) | Deleted::Later(object)) => deleted.push(object),
                 // Somebody else was faster.
                 Err(error) if error.code == StatusCode::NOT_FOUND => {}
@@ -420,7 +540,7 @@ impl Exchange<'_> {
         Ok(response)
     }
 
-    /// `scale` of a kind whose replicas are `spec.nodeCount`.
+    /// `scale`: how many replicas there are to be, whatever the kind calls them.
     async fn scale(
         &self,
         name: &str,
@@ -428,6 +548,7 @@ impl Exchange<'_> {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, ApiError> {
         let registry = &self.cluster.registry;
+        let replicas = self.place.resource.replicas();
         let scaled = match verb {
             "get" => registry.get(self.place, name).await?,
             "update" | "patch" => {
@@ -443,11 +564,15 @@ impl Exchange<'_> {
                 registry
                     .modify(self.place, name, Part::Object, self.dry_run()?, |current| {
                         let scale = match kind {
-                            Some(kind) => patch::apply(kind, scale_of(current), &body)?,
+                            Some(kind) => patch::apply(kind, scale_of(current, replicas), &body)?,
                             None => body.clone(),
                         };
                         let mut next = current.clone();
-                        next["spec"]["nodeCount"] = scale["spec"]["replicas"].clone();
+                        // A Scale that does not say means none.
+                        next["spec"][replicas] = match &scale["spec"]["replicas"] {
+                            Value::Null => json!(0),
+                            given => given.clone(),
+                        };
                         if let Some(version) = scale["metadata"]["resourceVersion"].as_str() {
                             next["metadata"]["resourceVersion"] = json!(version);
                         }
@@ -457,7 +582,7 @@ impl Exchange<'_> {
             }
             _ => return Err(ApiError::method_not_allowed()),
         };
-        Ok(json_response(StatusCode::OK, &scale_of(&scaled)))
+        Ok(json_response(StatusCode::OK, &scale_of(&scaled, replicas)))
     }
 
     fn dry_run(&self) -> Result<bool, ApiError> {
@@ -503,18 +628,29 @@ impl Exchange<'_> {
     }
 }
 
-fn scale_of(object: &Value) -> Value {
+fn success() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+}
+
+fn scale_of(object: &Value, replicas: &str) -> Value {
     let metadata = &object["metadata"];
-    json!({
+    let mut scale = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {
             "name": metadata["name"], "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"],
             "creationTimestamp": metadata["creationTimestamp"],
         },
-        "spec": {"replicas": object["spec"]["nodeCount"]},
-        "status": {"replicas": object["status"]["nodeCount"].as_i64().unwrap_or(0)},
-    })
+        "spec": {"replicas": object["spec"][replicas]},
+        "status": {"replicas": object["status"][replicas].as_i64().unwrap_or(0)},
+    });
+    if metadata["namespace"].is_string() {
+        scale["metadata"]["namespace"] = metadata["namespace"].clone();
+    }
+    if object["spec"]["selector"].is_object() {
+        scale["status"]["selector"] = json!(selector_text(&object["spec"]["selector"]));
+    }
+    scale
 }
 
 fn content_type(headers: &HeaderMap) -> &str {

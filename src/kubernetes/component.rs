@@ -6,10 +6,10 @@
 //! happens costs nothing.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use parking_lot::Mutex;
+use serde_json::Value;
 
 use super::{Kubernetes, KubernetesError};
 
@@ -28,54 +28,77 @@ pub enum Notice {
 /// Told of a cluster where there may be something to do. Must not wait.
 pub type Wake = Box<dyn Fn(&str) + Send + Sync>;
 
-/// A component, as whoever tells it of changes sees it.
-pub struct Listener {
+/// A component, as whoever tells it of changes sees it. Must not wait.
+pub trait Listener: Send + Sync {
+    /// The object under `key` of the cluster's keyspace is `object` now, or gone.
+    fn written(&self, cluster: &str, key: &str, object: Option<&Value>);
+
+    /// Something changed on the provider's side.
+    fn noticed(&self, cluster: &str, notice: Notice);
+
+    /// Anything about the cluster may have changed, such as which instances of the components work.
+    fn cluster_changed(&self, cluster: &str);
+}
+
+/// Wakes a component for some kinds of objects and some notices.
+pub struct Bell {
     /// Keys of the objects that it looks at begin so, in the cluster's keyspace.
     pub prefixes: &'static [&'static str],
     pub notices: &'static [Notice],
     pub wake: Wake,
 }
 
+impl Listener for Bell {
+    fn written(&self, cluster: &str, key: &str, _: Option<&Value>) {
+        let prefixes = self.prefixes.iter();
+        if prefixes.into_iter().any(|prefix| key.starts_with(prefix)) {
+            (self.wake)(cluster);
+        }
+    }
+
+    fn noticed(&self, cluster: &str, notice: Notice) {
+        if self.notices.contains(&notice) {
+            (self.wake)(cluster);
+        }
+    }
+
+    fn cluster_changed(&self, cluster: &str) {
+        (self.wake)(cluster);
+    }
+}
+
 /// Who is told of what. Empty while this process does not act.
 #[derive(Default)]
 pub struct Listeners {
-    list: Mutex<Vec<Listener>>,
+    list: Mutex<Vec<Box<dyn Listener>>>,
 }
 
 impl Listeners {
-    pub fn add(&self, listener: Listener) {
-        self.list.lock().push(listener);
+    pub fn add(&self, listener: impl Listener + 'static) {
+        self.list.lock().push(Box::new(listener));
     }
 
     pub fn clear(&self) {
         self.list.lock().clear();
     }
 
-    /// An object was written under `key`, or removed.
-    pub fn written(&self, cluster: &str, key: &str) {
+    /// The object under `key` is `object` now, or gone.
+    pub fn written(&self, cluster: &str, key: &str, object: Option<&Value>) {
         for listener in self.list.lock().iter() {
-            if listener
-                .prefixes
-                .iter()
-                .any(|prefix| key.starts_with(prefix))
-            {
-                (listener.wake)(cluster);
-            }
+            listener.written(cluster, key, object);
         }
     }
 
     pub fn notify(&self, cluster: &str, notice: Notice) {
         for listener in self.list.lock().iter() {
-            if listener.notices.contains(&notice) {
-                (listener.wake)(cluster);
-            }
+            listener.noticed(cluster, notice);
         }
     }
 
-    /// Which instances of the components work has changed.
+    /// Anything about the cluster may have changed.
     pub fn cluster_changed(&self, cluster: &str) {
         for listener in self.list.lock().iter() {
-            (listener.wake)(cluster);
+            listener.cluster_changed(cluster);
         }
     }
 }
@@ -140,7 +163,9 @@ impl Clients {
             .await?;
         let kubeconfig = Kubeconfig::from_yaml(&text)?;
         let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        // The crate waits in real time, which holds up the simulated one: a component tries again by itself.
+        config.default_retry = false;
         let client = kube::Client::try_from(config)?;
         let mut kept = self.kept.lock();
         kept.push_back((cluster.to_owned(), client.clone()));
@@ -167,11 +192,10 @@ impl Pause {
     }
 }
 
-/// As every component keeps it.
-pub type SharedListeners = Arc<Listeners>;
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -191,13 +215,13 @@ mod tests {
         let told = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&told);
         let listeners = Listeners::default();
-        listeners.add(Listener {
+        listeners.add(Bell {
             prefixes: &["/registry/minions/"],
             notices: &[Notice::Quota],
             wake: Box::new(move |cluster| log.lock().push(cluster.to_owned())),
         });
-        listeners.written("a", "/registry/minions/x");
-        listeners.written("b", "/registry/pods/default/x");
+        listeners.written("a", "/registry/minions/x", None);
+        listeners.written("b", "/registry/pods/default/x", None);
         listeners.notify("c", Notice::Quota);
         listeners.notify("d", Notice::NodeGroups);
         listeners.cluster_changed("e");

@@ -32,7 +32,13 @@ const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
-const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
+
+fn subresource_verbs(name: &str) -> &'static [&'static str] {
+    match name {
+        "binding" | "eviction" => &["create"],
+        _ => &["get", "patch", "update"],
+    }
+}
 
 /// Subresource name, and the group, version and kind of its body.
 fn subresources(resource: &Resource) -> Vec<(&'static str, Value)> {
@@ -45,8 +51,15 @@ fn subresources(resource: &Resource) -> Vec<(&'static str, Value)> {
         let scale = json!({"group": "autoscaling", "version": "v1", "kind": "Scale"});
         found.push(("scale", scale));
     }
-    if resource.kind == "Namespace" {
-        found.push(("finalize", own));
+    match resource.kind {
+        "Namespace" => found.push(("finalize", own)),
+        "Pod" => {
+            let eviction = json!({"group": "policy", "version": "v1", "kind": "Eviction"});
+            let binding = json!({"group": "", "version": "v1", "kind": "Binding"});
+            found.push(("binding", binding));
+            found.push(("eviction", eviction));
+        }
+        _ => {}
     }
     found
 }
@@ -96,7 +109,7 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
         for (name, body) in subresources(resource) {
             let mut entry = json!({
                 "name": format!("{}/{name}", resource.plural), "singularName": "",
-                "namespaced": resource.namespaced, "kind": body["kind"], "verbs": SUBRESOURCE_VERBS,
+                "namespaced": resource.namespaced, "kind": body["kind"], "verbs": subresource_verbs(name),
             });
             if body["group"] != resource.group {
                 entry["group"] = body["group"].clone();
@@ -147,7 +160,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
     let subresources: Vec<Value> = subresources(resource)
         .into_iter()
         .map(|(name, body)| {
-            json!({"subresource": name, "responseKind": body, "verbs": SUBRESOURCE_VERBS})
+            json!({"subresource": name, "responseKind": body, "verbs": subresource_verbs(name)})
         })
         .collect();
     json!({

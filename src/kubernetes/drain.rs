@@ -6,7 +6,7 @@ use super::eviction::{self, Evicted};
 use super::registry::list::ListOptions;
 use super::registry::resource::{Kind, Resource};
 use super::registry::selector::Selector;
-use super::registry::{Part, Place, Preconditions, Registry, name_of};
+use super::registry::{DeleteOptions, Part, Place, Preconditions, Registry, name_of};
 use super::status::ApiError;
 
 /// How far a drain is.
@@ -82,7 +82,12 @@ pub(super) async fn round(registry: &Registry, node: &str, force: bool) -> Resul
                 uid: pod["metadata"]["uid"].as_str().map(str::to_owned),
                 resource_version: None,
             };
-            match registry.delete_now(place, &name, &only_this).await {
+            let at_once = DeleteOptions {
+                preconditions: only_this,
+                grace_period_seconds: Some(0),
+                ..DeleteOptions::default()
+            };
+            match registry.delete_with(place, &name, &at_once).await {
                 // Finalizers hold it: it goes no further by being asked again.
                 Ok(_) => {}
                 Err(error) if ["NotFound", "Conflict"].contains(&error.reason) => {}
@@ -94,7 +99,7 @@ pub(super) async fn round(registry: &Registry, node: &str, force: bool) -> Resul
             pods += 1;
             continue;
         }
-        match eviction::evict(registry, place, &name, &eviction::Options::default()).await {
+        match eviction::evict(registry, place, &name, &DeleteOptions::default()).await {
             Ok(Evicted::Gone) => {}
             Ok(Evicted::Ending) => pods += 1,
             Err(error) if error.reason == "TooManyRequests" => {

@@ -8,7 +8,9 @@
 //! A Node is written when something about it changes and not at an interval: heartbeats would tell
 //! nothing that the VM's state does not, and would keep a manual clock from ever being idle.
 
-use std::collections::{BTreeMap, HashMap};
+mod pods;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -19,6 +21,10 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::api_client::{ApiClient, ApiClientError};
+use super::component::Bell;
+use super::controller_manager::{Outcome, Tools};
+use super::registry::resource::{Kind, Resource};
 use super::registry::seconds;
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
@@ -59,6 +65,8 @@ enum KubeletError {
     Kubeconfig(#[from] kube::config::KubeconfigError),
     #[error(transparent)]
     Api(Box<kube::Error>),
+    #[error(transparent)]
+    Pods(#[from] ApiClientError),
     #[error("a node cannot be written: {0}")]
     Encode(#[from] serde_json::Error),
 }
@@ -72,7 +80,12 @@ impl From<kube::Error> for KubeletError {
 /// Starts the kubelets of every VM.
 pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Term) -> Workers {
     let queue: WorkQueue<String> = WorkQueue::new(clock.clone(), term.clone());
-    *kubernetes.inner.kubelets.lock() = Some(queue.clone());
+    let woken = queue.clone();
+    kubernetes.inner.listeners.add(Bell {
+        prefixes: &["/registry/pods/"],
+        notices: &[],
+        wake: Box::new(move |cluster| woken.push(cluster.to_owned())),
+    });
     let kubelets = Arc::new(Kubelets {
         kubernetes,
         cloud: cloud.clone(),
@@ -96,7 +109,7 @@ pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Te
     }));
     queue.start(move |cluster: String| {
         let kubelets = Arc::clone(&kubelets);
-        async move { kubelets.reconcile(&cluster).await.map(|()| None) }
+        async move { kubelets.reconcile(&cluster).await }
     })
 }
 
@@ -134,7 +147,9 @@ impl Kubelets {
             .await?;
         let kubeconfig = Kubeconfig::from_yaml(&text)?;
         let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        // The crate waits in real time, which holds up the simulated one: a round that fails is taken again.
+        config.default_retry = false;
         let client = kube::Client::try_from(config)?;
         self.clients
             .lock()
@@ -142,14 +157,14 @@ impl Kubelets {
         Ok(client)
     }
 
-    /// Makes the cluster's Nodes those of its running VMs.
-    async fn reconcile(&self, cluster: &str) -> Result<(), KubeletError> {
+    /// Makes the cluster's Nodes those of its running VMs, and their pods what they are to be.
+    async fn reconcile(&self, cluster: &str) -> Result<Outcome, KubeletError> {
         match self.kubernetes.load(cluster).await {
             Ok(found) if found.record.control_plane.serves() => {}
             // Looked at again when that changes.
             Ok(_) | Err(KubernetesError::ClusterNotFound(_)) => {
                 self.clients.lock().remove(cluster);
-                return Ok(());
+                return Ok(None);
             }
             Err(error) => return Err(error.into()),
         }
@@ -162,6 +177,10 @@ impl Kubelets {
                 wanted.insert(guest.node_name.clone(), (vm, guest));
             }
         }
+        let hosts: BTreeMap<String, Ipv4Addr> = wanted
+            .iter()
+            .map(|(name, (vm, _))| (name.clone(), vm.address))
+            .collect();
         let nodes: Api<Node> = Api::all(self.client(cluster).await?);
         let present = nodes
             .list(&ListParams::default().labels(ROLE_LABEL))
@@ -181,7 +200,18 @@ impl Kubelets {
         for (vm, guest) in wanted.values() {
             self.register(&nodes, vm, guest).await?;
         }
-        Ok(())
+        let tools = Tools {
+            api: ApiClient::new(&self.kubernetes, cluster, "system:node:simulated"),
+            now: self.clock.now().0,
+        };
+        let present: BTreeSet<String> = tools
+            .api
+            .list(Resource::of_kind(Kind::Node))
+            .await?
+            .iter()
+            .map(super::registry::name_of)
+            .collect();
+        Ok(pods::reconcile(&tools, &hosts, &present).await?)
     }
 
     async fn register(

@@ -8,11 +8,16 @@
 //! keyspace of its own that bears its id, under kube-apiserver's keys.
 
 mod api;
+pub mod api_client;
 mod body;
 pub mod cloud_api;
+pub mod cloud_controller_manager;
 mod cluster;
 pub mod component;
 pub mod control_plane;
+pub mod controller;
+pub mod controller_manager;
+pub mod csi;
 mod discovery;
 pub mod drain;
 pub mod event;
@@ -24,18 +29,19 @@ pub mod node_group_operator;
 mod openapi;
 mod pki;
 mod protobuf;
+mod refusal;
 pub mod registry;
 mod request;
+pub mod scheduler;
 mod server;
 mod status;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use etcd_proto::etcdserverpb::TxnRequest;
+use etcd_proto::etcdserverpb::{TxnRequest, WatchCreateRequest};
+use etcd_proto::mvccpb::event::EventType as WatchEventType;
 use parking_lot::Mutex;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -45,12 +51,12 @@ pub use self::drain::Drain;
 pub use self::event::{EventSubject, EventType};
 use self::namespace::NamespaceQueue;
 use self::pki::{Pair, PkiError};
+use self::registry::draws::Draws;
 use self::registry::resource::{Kind, Resource};
 use self::registry::{Place, Registry};
 use self::status::ApiError;
 use crate::clock::Clock;
 use crate::etcd::client::{self, Client, ClientError, SharedKeyspaces};
-use crate::infra::work_queue::WorkQueue;
 
 /// Name of the keyspace that holds this layer's own records.
 pub const KEYSPACE: &str = "kubernetes";
@@ -119,8 +125,6 @@ struct Inner {
     clusters: Mutex<HashMap<String, Arc<Cluster>>>,
     /// The components, told of what concerns them; nobody until they run.
     listeners: Arc<component::Listeners>,
-    /// Told of clusters whose record changed; empty until the kubelets run.
-    kubelets: Mutex<Option<WorkQueue<String>>>,
 }
 
 impl Kubernetes {
@@ -149,7 +153,6 @@ impl Kubernetes {
                 serving_authority,
                 clusters: Mutex::new(HashMap::new()),
                 listeners: Arc::default(),
-                kubelets: Mutex::new(None),
                 instance: config.instance,
             }),
         })
@@ -348,7 +351,7 @@ impl Kubernetes {
                     None => Arc::new(Registry::new(
                         self.inner.keyspaces.client(id),
                         self.inner.clock.clone(),
-                        self.random(id),
+                        self.draws(id),
                         self.on_write(id),
                     )),
                 };
@@ -369,6 +372,10 @@ impl Kubernetes {
         drop(clusters);
         if let Some(announced) = announced {
             tokio::spawn(namespace::run(Arc::clone(&cluster), announced));
+            if self.inner.instance != 0 {
+                // Other servers write to the cluster, too.
+                tokio::spawn(self.clone().follow(Arc::clone(&cluster)));
+            }
         }
         Ok(cluster)
     }
@@ -383,20 +390,56 @@ impl Kubernetes {
         self.inner.listeners.clear();
     }
 
+    /// Announces what the cluster's registry writes to whoever works on it.
     fn on_write(&self, id: &str) -> registry::OnWrite {
         let (listeners, id) = (Arc::clone(&self.inner.listeners), id.to_owned());
-        Box::new(move |key| listeners.written(&id, key))
+        Box::new(move |key, object| listeners.written(&id, key, object))
+    }
+
+    /// Announces what is written to the cluster, by whichever server, while its API answers.
+    async fn follow(self, cluster: Arc<Cluster>) {
+        /// Real time: an etcd that is away does not wait for the simulation.
+        const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+        let id = &cluster.record.id;
+        let follow = async {
+            loop {
+                let key = bytes::Bytes::from_static(b"/registry/");
+                let watch = cluster.registry.client().watch(WatchCreateRequest {
+                    range_end: client::prefix_end(&key),
+                    key,
+                    ..WatchCreateRequest::default()
+                });
+                if let Ok(mut watch) = watch.await {
+                    // What was written before the watch began.
+                    self.inner.listeners.cluster_changed(id);
+                    while let Ok(response) = watch.next().await {
+                        for event in &response.events {
+                            let Some(kv) = &event.kv else { continue };
+                            let put = event.r#type() == WatchEventType::Put;
+                            let object = put.then(|| registry::decode(kv).ok()).flatten();
+                            let key = String::from_utf8_lossy(&kv.key);
+                            self.inner.listeners.written(id, &key, object.as_ref());
+                        }
+                    }
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = cluster.ended.cancelled() => {}
+        }
     }
 
     /// Of its own for each cluster and start, so that no uid comes twice.
-    fn random(&self, id: &str) -> ChaCha8Rng {
+    fn draws(&self, id: &str) -> Draws {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
         hash.update(self.inner.seed.to_be_bytes());
         hash.update(self.inner.instance.to_be_bytes());
         hash.update(id.as_bytes());
         hash.update(self.inner.clock.now().0.to_be_bytes());
-        ChaCha8Rng::from_seed(hash.finalize().into())
+        Draws::new(hash.finalize().into())
     }
 
     async fn change(&self, id: &str, change: impl Fn(&mut ClusterRecord)) -> Result<()> {
@@ -413,9 +456,6 @@ impl Kubernetes {
             change(&mut record);
             if self.write(&key, kv.mod_revision, &record).await? {
                 self.load(id).await?;
-                if let Some(kubelets) = self.inner.kubelets.lock().as_ref() {
-                    kubelets.push(id.to_owned());
-                }
                 self.inner.listeners.cluster_changed(id);
                 return Ok(());
             }

@@ -4,7 +4,9 @@
 //! found terminating when its cluster is loaded, so that a crash midway is made good.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::cluster::Cluster;
@@ -50,13 +52,31 @@ pub async fn run(cluster: Arc<Cluster>, mut announced: Announced) {
         }
         while let Some(name) = announced.recv().await {
             let _activity = cluster.registry.clock().activity();
-            if let Err(error) = empty(&cluster, &name).await {
-                tracing::warn!(
+            match empty(&cluster, &name).await {
+                Ok(None) => {}
+                Ok(Some(wait)) => {
+                    let (cluster, clock) = (Arc::clone(&cluster), cluster.registry.clock().clone());
+                    let due = clock.now().saturating_add(wait);
+                    let mut sleep = Box::pin(async move { clock.sleep_until(due).await });
+                    // The first poll arms the timer while this round still holds its activity.
+                    if sleep.as_mut().now_or_never().is_some() {
+                        cluster.namespaces.push(&name);
+                        continue;
+                    }
+                    tokio::spawn(async move {
+                        let _activity = tokio::select! {
+                            activity = sleep => activity,
+                            () = cluster.ended.cancelled() => return,
+                        };
+                        cluster.namespaces.push(&name);
+                    });
+                }
+                Err(error) => tracing::warn!(
                     ?error,
                     cluster = cluster.record.id,
                     name,
                     "cannot empty a namespace"
-                );
+                ),
             }
         }
     };
@@ -66,7 +86,8 @@ pub async fn run(cluster: Arc<Cluster>, mut announced: Announced) {
     }
 }
 
-async fn announce_terminating(cluster: &Cluster) -> Result<(), ApiError> {
+/// Announces every namespace that is being deleted: what it waits for may be gone.
+pub(super) async fn announce_terminating(cluster: &Cluster) -> Result<(), ApiError> {
     let place = Place {
         resource: Resource::of_kind(Kind::Namespace),
         namespace: None,
@@ -83,8 +104,14 @@ async fn announce_terminating(cluster: &Cluster) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn empty(cluster: &Cluster, name: &str) -> Result<(), ApiError> {
+/// How long after a pod's end a namespace looks whether it is gone.
+const AFTER_END: Duration = Duration::from_secs(1);
+
+/// Deletes what is in the namespace, and the namespace once it is empty. Returns when to come again if pods
+/// take their time.
+async fn empty(cluster: &Cluster, name: &str) -> Result<Option<Duration>, ApiError> {
     let mut left = false;
+    let mut wait = None;
     for resource in RESOURCES.iter().filter(|resource| resource.namespaced) {
         let place = Place {
             resource,
@@ -102,15 +129,23 @@ async fn empty(cluster: &Cluster, name: &str) -> Result<(), ApiError> {
                 .await;
             match deleted {
                 Ok(super::registry::Deleted::Now(_)) => {}
-                Ok(super::registry::Deleted::Later(_)) => left = true,
+                Ok(super::registry::Deleted::Later(object)) => {
+                    left = true;
+                    let grace = object["metadata"]["deletionGracePeriodSeconds"].as_u64();
+                    if let Some(grace) = grace.filter(|grace| *grace > 0) {
+                        let end = Duration::from_secs(grace) + AFTER_END;
+                        wait = wait.max(Some(end));
+                    }
+                }
                 Err(error) if error.reason == "NotFound" => {}
                 Err(error) => return Err(error),
             }
         }
     }
     if left {
-        // Objects with finalizers of somebody's: the namespace waits for them.
-        return Ok(());
+        // Objects with finalizers of somebody's, or pods that are ending: the namespace waits for them.
+        return Ok(wait);
     }
-    cluster.registry.finish_namespace(name).await
+    cluster.registry.finish_namespace(name).await?;
+    Ok(None)
 }

@@ -22,12 +22,13 @@ pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 const MAGIC: &[u8] = b"k8s\0";
 
 /// Fields whose message's fields stand, in JSON, among those of the message around it.
-const INLINE: [&str; 10] = [
+const INLINE: [&str; 11] = [
     "k8s.core.v1.ConfigMapEnvSource.localObjectReference",
     "k8s.core.v1.ConfigMapKeySelector.localObjectReference",
     "k8s.core.v1.ConfigMapProjection.localObjectReference",
     "k8s.core.v1.ConfigMapVolumeSource.localObjectReference",
     "k8s.core.v1.EphemeralContainer.ephemeralContainerCommon",
+    "k8s.core.v1.PersistentVolumeSpec.persistentVolumeSource",
     "k8s.core.v1.Probe.handler",
     "k8s.core.v1.SecretEnvSource.localObjectReference",
     "k8s.core.v1.SecretKeySelector.localObjectReference",
@@ -98,7 +99,10 @@ fn message_of(api_version: &str, kind: &str) -> Option<String> {
         // Every group has these.
         (_, "DeleteOptions") => "k8s.meta.v1",
         ("v1", _) => "k8s.core.v1",
+        ("apps/v1", _) => "k8s.apps.v1",
         ("coordination.k8s.io/v1", _) => "k8s.coordination.v1",
+        ("policy/v1", _) => "k8s.policy.v1",
+        ("storage.k8s.io/v1", _) => "k8s.storage.v1",
         _ => return None,
     };
     let name = format!("{package}.{kind}");

@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::api;
-use super::body::Body;
+use super::body::{self, Body};
 use super::pki::{self, Identity, Pair};
 use super::request::split_cluster;
 use super::status::ApiError;
@@ -157,7 +157,10 @@ impl Kubernetes {
 
     async fn route(&self, client: &Connection, request: Request<Incoming>) -> Response<Body> {
         match self.find(client, &request).await {
-            Ok((cluster, caller, path)) => api::handle(&cluster, caller, &path, request).await,
+            Ok((cluster, caller, path)) => {
+                let request = request.map(body::incoming);
+                api::handle(&cluster, caller, &path, request).await
+            }
             Err(error) => error.to_response(),
         }
     }

@@ -12,7 +12,9 @@ pub mod billing;
 pub mod catalog;
 pub mod cluster;
 pub mod cluster_api;
+pub mod cluster_event;
 mod clusters;
+pub mod consumption;
 pub mod control_plane;
 mod controller;
 mod creation;
@@ -28,6 +30,7 @@ pub mod model;
 pub mod node_group;
 mod node_groups;
 pub mod placement;
+pub mod plugin;
 pub mod pricing;
 pub mod quota;
 pub mod replacement;
@@ -35,6 +38,7 @@ mod request;
 pub mod store;
 pub mod validation;
 mod vm_state;
+pub mod volumes;
 
 use std::sync::Arc;
 

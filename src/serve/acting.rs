@@ -16,7 +16,7 @@ use crate::etcd::client::{ClientError, SharedKeyspaces};
 use crate::infra::Cloud;
 use crate::infra::work_queue::Workers;
 use crate::kubernetes::cloud_api::Accesses;
-use crate::kubernetes::{Kubernetes, kubelet, node_group_operator};
+use crate::kubernetes::{Kubernetes, controller, kubelet, node_group_operator};
 use crate::leader::{Attempt, Election, LEASE_TTL, Term};
 use crate::platform::{self, Platform, PlatformError};
 
@@ -124,6 +124,7 @@ pub struct Acting {
     term: Term,
     kubelets: Workers,
     node_group_operators: Workers,
+    cluster_controllers: Workers,
     controllers: Workers,
     machinery: Workers,
 }
@@ -136,6 +137,8 @@ impl Actors {
         let (kubernetes, cloud) = (self.kubernetes.clone(), self.cloud.clone());
         kubernetes.dismiss_components();
         let (accesses, clock) = (self.accesses.clone(), self.clock.clone());
+        let cluster_controllers =
+            controller::start(kubernetes.clone(), accesses.clone(), clock.clone(), &term).await;
         Acting {
             node_group_operators: node_group_operator::start(
                 kubernetes.clone(),
@@ -147,6 +150,7 @@ impl Actors {
             machinery: self.cloud.act(&term),
             controllers: self.platform.act(&term),
             kubelets: kubelet::start(kubernetes, cloud, self.clock.clone(), &term).await,
+            cluster_controllers,
             term,
         }
     }
@@ -178,6 +182,7 @@ impl Acting {
     async fn finish(self) {
         self.node_group_operators.finish().await;
         self.kubelets.finish().await;
+        self.cluster_controllers.finish().await;
         self.controllers.finish().await;
         self.machinery.finish().await;
         self.term.resign().await;
@@ -187,6 +192,7 @@ impl Acting {
         tokio::join!(
             self.node_group_operators.abort(),
             self.kubelets.abort(),
+            self.cluster_controllers.abort(),
             self.controllers.abort(),
             self.machinery.abort(),
         );

@@ -21,6 +21,22 @@ fn nothing_moves_until_the_clock_does() {
     cke.finish();
 }
 
+/// What an advance said is not taken back, however long nothing happened on the way.
+#[test]
+fn a_kill_right_after_an_advance_takes_no_time_back() {
+    let mut cke = Cke::start(MANUAL);
+    let id = cke.create(&json!({"name": "old"}));
+    let path = format!("/clusters/{id}");
+    cke.advance(300);
+    let told = cke.advance(240 * 86_400);
+    cke.kill();
+    cke.restart();
+    let clock = cke.request("GET", "/_sim/clock", None).ok();
+    assert_eq!(clock["now"], told["now"]);
+    assert_eq!(cke.get(&path)["status"], "ACTIVE");
+    cke.finish();
+}
+
 #[test]
 fn a_running_clock_is_not_advanced_by_hand() {
     let cke = Cke::start(FAST);

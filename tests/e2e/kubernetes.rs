@@ -173,12 +173,13 @@ fn typed_clients_send_protobuf() {
         "--labels=app=web",
     ]);
     assert_eq!(said, "pod/web created\n");
+    kubectl.ok(&["wait", "--for=condition=Ready", "pod/web", "--timeout=30s"]);
     let pod = kubectl.json(&["get", "pod", "web"]);
-    assert_eq!(pod["status"]["phase"], "Pending");
+    assert_eq!(pod["status"]["phase"], "Running");
     assert_eq!(pod["status"]["qosClass"], "BestEffort");
     assert_eq!(
         pod["spec"]["containers"][0]["ports"],
-        json!([{"containerPort": 80}])
+        json!([{"containerPort": 80, "protocol": "TCP"}])
     );
     kubectl.ok(&["create", "service", "clusterip", "web", "--tcp=80:8080"]);
     let service = kubectl.json(&["get", "service", "web"]);

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
-use crate::harness::{Cke, MANUAL};
+use crate::harness::{Cke, MANUAL, text};
+use crate::http::{self, Auth};
 
 #[test]
 fn a_hundred_creations_at_once_against_a_quota_for_five_admit_five() {
@@ -107,5 +108,115 @@ fn any_shape_has_a_price() {
     ] {
         assert_eq!(price(body).status, 400, "{body}");
     }
+    cke.finish();
+}
+
+#[test]
+fn what_was_used_is_consumed_by_the_hour_and_invoiced_by_the_month() {
+    let mut cke = Cke::start(MANUAL);
+    let started = text(&cke.request("GET", "/_sim/clock", None).ok()["now"]);
+    let id = cke.create(&json!({"name": "billed", "topologyConfig":
+        {"topology": "DEDICATED_COMPUTE", "flavor": "XS", "replicationFactor": 1},
+        "nodeGroups": [{"name": "workers", "flavor": "2XS", "targetNodeCount": 2}]}));
+    cke.advance(3600);
+    let organisation = cke.organisation().to_owned();
+    let machine = "Basic Y2tlLWJpbGxpbmc6Y2tlLWJpbGxpbmctc2VjcmV0";
+    let ask = |cke: &Cke, auth, path: &str| {
+        let target = format!("/v4/kubernetes/organisations/{organisation}/kubernetes/{path}");
+        http::send(cke.api(), "GET", &target, auth, None)
+    };
+    let invoice = |cke: &Cke| {
+        let path = format!(
+            "/_sim/organisations/{organisation}/invoices/{}",
+            &started[..7]
+        );
+        cke.request("GET", &path, None).ok()
+    };
+    let before = invoice(&cke);
+    cke.advance(3 * 3600);
+    let after = invoice(&cke);
+    // Three hours of 66 + 2 × 24 euro a month.
+    let vcpu_ms = |invoice: &serde_json::Value, line: usize| {
+        invoice["lines"][line]["vcpuMs"].as_u64().unwrap()
+    };
+    for (line, vcpus) in [(0, 6), (1, 8)] {
+        let used = vcpu_ms(&after, line) - vcpu_ms(&before, line);
+        assert_eq!(used, vcpus * 3 * 3_600_000);
+    }
+    assert_eq!(after["lines"][0]["nodeGroupId"], json!(null));
+    assert_eq!(after["lines"][0]["clusterName"], "billed");
+    assert_eq!(after["currency"], "EUR");
+
+    let day = &started[..10];
+    let range = format!("since={day}T00:00:00Z&until={day}T23:59:59Z");
+    let machine = Auth::Header(machine);
+    let found = ask(
+        &cke,
+        machine,
+        &format!("consumptions?{range}&resourceId={id}"),
+    )
+    .ok();
+    let items = found[0]["consumptions"].as_array().unwrap();
+    let references: Vec<_> = items.iter().map(|it| text(&it["reference"])).collect();
+    assert_eq!(
+        references,
+        [
+            "kubernetes.control-plane.dedicated-compute.vcpu",
+            "kubernetes.control-plane.dedicated-compute.ram",
+            "kubernetes.node.vcpu",
+            "kubernetes.node.ram"
+        ]
+    );
+    for item in items {
+        let hours = item["details"]["quantities"].as_array().unwrap();
+        assert_eq!(hours.len(), 24);
+    }
+    assert_eq!(items[2]["details"]["quantities"][2].to_string(), "8");
+    assert_eq!(
+        items[3]["details"]["quantities"][2].to_string(),
+        "8000000000"
+    );
+    assert_eq!(found[0]["regionId"], "eu-fr-1");
+
+    let name = ask(&cke, machine, &format!("resources/{id}"));
+    assert_eq!(name.ok(), json!({"name": "billed"}));
+    let other = "kubernetes_01KTREHTR6E4JEY46EPYBKY8XG";
+    for (path, status) in [
+        ("consumptions", 400),
+        ("consumptions?until=yesterday", 400),
+        ("consumptions?until=2026-01-01T00:00:00Z&resourceId=x", 400),
+        ("resources/x", 400),
+        (&*format!("resources/{other}"), 404),
+    ] {
+        assert_eq!(ask(&cke, machine, path).status, status, "{path}");
+    }
+    let order = "consumptions?since=2026-02-01T00:00:00Z&until=2026-01-01T00:00:00Z";
+    let refused = ask(&cke, machine, order);
+    assert_eq!(refused.status, 400);
+    assert_eq!(
+        refused.json()["error"],
+        "Since date must be before until date."
+    );
+    for auth in [
+        Auth::None,
+        Auth::Header("Basic eDp5"),
+        Auth::Bearer("cke-seed-api-token"),
+    ] {
+        assert_eq!(
+            ask(&cke, auth, &format!("consumptions?{range}")).status,
+            401
+        );
+        assert_eq!(ask(&cke, auth, &format!("resources/{id}")).status, 401);
+    }
+
+    // A kill loses none of it, and neither does the end of the cluster.
+    cke.restart();
+    assert_eq!(invoice(&cke)["lines"], after["lines"]);
+    cke.kubernetes("DELETE", &format!("/clusters/{id}"), None)
+        .ok();
+    cke.advance(600);
+    let last = invoice(&cke);
+    cke.advance(3600);
+    assert_eq!(invoice(&cke)["lines"], last["lines"], "still to be paid");
     cke.finish();
 }

@@ -12,6 +12,7 @@ mod history;
 mod injection;
 mod openapi;
 mod origin;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -104,6 +105,7 @@ fn api() -> Api {
     let api = clock::operations(api);
     let api = events::operations(api);
     let api = injection::operations(api);
+    let api = volumes::operations(api);
     cloud::operations(api)
 }
 

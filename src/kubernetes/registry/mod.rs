@@ -3,10 +3,13 @@
 //! An object is kept as JSON without its resource version, which is its key's mod revision; a write
 //! compares it. So conflicts, and the order of resource versions, are kube-apiserver's.
 
+pub mod draws;
 pub mod list;
 pub mod patch;
 pub mod resource;
 pub mod selector;
+mod service;
+mod storage;
 pub mod table;
 pub mod validation;
 pub mod watch;
@@ -15,11 +18,9 @@ use base64::Engine as _;
 use etcd_proto::etcdserverpb::response_op::Response;
 use etcd_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use etcd_proto::mvccpb::KeyValue;
-use parking_lot::Mutex;
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
+use self::draws::Draws;
 use self::resource::{Kind, Resource};
 use super::status::ApiError;
 use crate::clock::{Clock, Timestamp};
@@ -56,6 +57,32 @@ pub struct Preconditions {
     pub resource_version: Option<String>,
 }
 
+/// What becomes of the objects that an object owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// They are collected once it is gone.
+    Background,
+    /// It waits for them.
+    Foreground,
+    /// They stay, and have no owner any more.
+    Orphan,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    pub preconditions: Preconditions,
+    pub dry_run: bool,
+    /// How long a pod may take to end; none: what the pod says.
+    pub grace_period_seconds: Option<i64>,
+    /// None: in the background.
+    pub propagation: Option<Propagation>,
+}
+
+/// Holds an object until what it owns is gone.
+pub const FOREGROUND: &str = "foregroundDeletion";
+/// Holds an object until what it owns has no owner.
+pub const ORPHAN: &str = "orphan";
+
 /// What a delete did.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Deleted {
@@ -65,23 +92,24 @@ pub enum Deleted {
     Later(Value),
 }
 
-/// Told of the key of every object that this process writes or removes. Must not wait.
-pub type OnWrite = Box<dyn Fn(&str) + Send + Sync>;
+/// Told of every write of this process, once it is done: the key, and the object, or none if it is gone.
+/// Must not wait.
+pub type OnWrite = Box<dyn Fn(&str, Option<&Value>) + Send + Sync>;
 
 /// The objects of one cluster.
 pub struct Registry {
     client: Client,
     clock: Clock,
-    random: Mutex<ChaCha8Rng>,
+    draws: Draws,
     on_write: OnWrite,
 }
 
 impl Registry {
-    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng, on_write: OnWrite) -> Registry {
+    pub fn new(client: Client, clock: Clock, draws: Draws, on_write: OnWrite) -> Registry {
         Registry {
             client,
             clock,
-            random: Mutex::new(random),
+            draws,
             on_write,
         }
     }
@@ -112,11 +140,36 @@ impl Registry {
         mut object: Value,
         dry_run: bool,
     ) -> Result<Value, ApiError> {
+        /// As kube-apiserver tries to find a generated name that is free.
+        const NAMES: usize = 8;
         self.check_type(place, &mut object)?;
+        let mut refused = None;
+        for _ in 0..NAMES {
+            let Some(name) = self.generated_name(place, &object) else {
+                break;
+            };
+            let mut named = object.clone();
+            named["metadata"]["name"] = Value::from(name);
+            match self.create_named(place, named, dry_run).await {
+                Err(error) if error.reason == "AlreadyExists" => refused = Some(error),
+                outcome => return outcome,
+            }
+        }
+        match refused {
+            Some(error) => Err(error),
+            None => self.create_named(place, object, dry_run).await,
+        }
+    }
+
+    async fn create_named(
+        &self,
+        place: Place<'_>,
+        mut object: Value,
+        dry_run: bool,
+    ) -> Result<Value, ApiError> {
         if let Some(namespace) = place.namespace {
             self.check_namespace(namespace).await?;
         }
-        self.generate_name(&mut object);
         let name = name_of(&object);
         if object["metadata"]["resourceVersion"]
             .as_str()
@@ -131,11 +184,15 @@ impl Registry {
             remove(&mut object, "status");
         }
         validation::default(place.resource, &mut object);
+        if place.resource.kind == "PersistentVolumeClaim" {
+            storage::choose_class(&mut object, &self.storage_classes().await?);
+        }
+        storage::protect(place.resource.kind, &mut object);
         let causes = validation::validate(place.resource, &object, None);
         if !causes.is_empty() {
             return Err(ApiError::invalid(place.resource, &name, &causes));
         }
-        let uid = self.uid();
+        let uid = self.uid(&place.key(&name));
         let metadata = &mut object["metadata"];
         metadata["uid"] = Value::from(uid);
         metadata["creationTimestamp"] = Value::from(seconds(self.clock.now()));
@@ -146,13 +203,11 @@ impl Registry {
         remove(metadata, "selfLink");
         remove(metadata, "managedFields");
         remove(metadata, "deletionTimestamp");
-        if place.resource.kind == "Service" {
-            self.allocate_cluster_ip(&mut object);
-        }
-        if dry_run {
-            return Ok(object);
-        }
-        match self.write(&place.key(&name), 0, &object).await? {
+        match self
+            .allocate_and_write(place, &name, 0, &mut object, dry_run)
+            .await?
+        {
+            _ if dry_run => Ok(object),
             Some(revision) => {
                 let created = with_version(object, revision);
                 if place.resource.kind == "Namespace" {
@@ -210,18 +265,46 @@ impl Registry {
                 return Err(ApiError::modified(place.resource, name));
             }
             let next = self.next(place, &current, changed, part)?;
-            if next == current || dry_run {
+            if next == current {
                 return Ok(next);
             }
-            let stored = without_version(next.clone());
-            let finished = is_finished(&stored);
-            let written = if finished {
+            if place.resource.kind == "PersistentVolumeClaim" && storage::grows(&current, &next) {
+                storage::may_grow(place, &next, &self.storage_classes().await?)?;
+            }
+            let mut stored = without_version(next);
+            let written = if is_finished(&stored) && !dry_run {
                 self.remove(&key, kv.mod_revision).await?
             } else {
-                self.write(&key, kv.mod_revision, &stored).await?
+                self.allocate_and_write(place, name, kv.mod_revision, &mut stored, dry_run)
+                    .await?
             };
+            if dry_run {
+                return Ok(with_version(stored, kv.mod_revision));
+            }
             if let Some(revision) = written {
                 return Ok(with_version(stored, revision));
+            }
+        }
+        Err(ApiError::modified(place.resource, name))
+    }
+
+    /// Writes what `change` makes of the object, spec and status together. For subresources that are
+    /// about both.
+    pub async fn bind(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        dry_run: bool,
+        change: impl Fn(&Value) -> Result<Value, ApiError>,
+    ) -> Result<(), ApiError> {
+        let key = place.key(name);
+        for _ in 0..ATTEMPTS {
+            let Some(kv) = self.client.get(key.clone()).await?.value else {
+                return Err(ApiError::not_found(place.resource, name));
+            };
+            let next = without_version(change(&decode(&kv)?)?);
+            if dry_run || self.write(&key, kv.mod_revision, &next).await?.is_some() {
+                return Ok(());
             }
         }
         Err(ApiError::modified(place.resource, name))
@@ -296,7 +379,7 @@ impl Registry {
         Ok(next)
     }
 
-    /// Deletes an object, or marks it if finalizers hold it.
+    /// Deletes an object, or marks it if finalizers hold it or it needs time to end.
     pub async fn delete(
         &self,
         place: Place<'_>,
@@ -304,49 +387,49 @@ impl Registry {
         preconditions: &Preconditions,
         dry_run: bool,
     ) -> Result<Deleted, ApiError> {
+        let options = DeleteOptions {
+            preconditions: preconditions.clone(),
+            dry_run,
+            ..DeleteOptions::default()
+        };
+        self.delete_with(place, name, &options).await
+    }
+
+    /// See [`Registry::delete`].
+    pub async fn delete_with(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, ApiError> {
         let key = place.key(name);
         for _ in 0..ATTEMPTS {
             let Some(kv) = self.client.get(key.clone()).await?.value else {
                 return Err(ApiError::not_found(place.resource, name));
             };
             let current = decode(&kv)?;
-            self.check_preconditions(place, name, &current, preconditions)?;
-            if !has_finalizers(&current) {
-                if dry_run {
+            self.check_preconditions(place, name, &current, &options.preconditions)?;
+            let Some(mut marked) = marked(&current, options, self.clock.now()) else {
+                if options.dry_run {
                     return Ok(Deleted::Now(current));
                 }
                 match self.remove(&key, kv.mod_revision).await? {
                     Some(revision) => return Ok(Deleted::Now(with_version(current, revision))),
                     None => continue,
                 }
+            };
+            if marked == current || options.dry_run {
+                return Ok(Deleted::Later(marked));
             }
-            if !current["metadata"]["deletionTimestamp"].is_null() {
-                return Ok(Deleted::Later(current));
-            }
-            let mut marked = without_version(current);
-            marked["metadata"]["deletionTimestamp"] = Value::from(seconds(self.clock.now()));
-            marked["metadata"]["deletionGracePeriodSeconds"] = Value::from(0);
             if place.resource.kind == "Namespace" {
                 marked["status"]["phase"] = Value::from("Terminating");
             }
-            if dry_run {
-                return Ok(Deleted::Later(marked));
-            }
+            let marked = without_version(marked);
             if let Some(revision) = self.write(&key, kv.mod_revision, &marked).await? {
                 return Ok(Deleted::Later(with_version(marked, revision)));
             }
         }
         Err(ApiError::modified(place.resource, name))
-    }
-
-    /// Deletes an object without giving it time to end. Finalizers hold it all the same.
-    pub async fn delete_now(
-        &self,
-        place: Place<'_>,
-        name: &str,
-        preconditions: &Preconditions,
-    ) -> Result<Deleted, ApiError> {
-        self.delete(place, name, preconditions, false).await
     }
 
     fn check_preconditions(
@@ -465,46 +548,99 @@ impl Registry {
         Ok(())
     }
 
-    fn generate_name(&self, object: &mut Value) {
-        const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-        let metadata = &mut object["metadata"];
-        if metadata["name"]
-            .as_str()
-            .is_some_and(|name| !name.is_empty())
-        {
-            return;
-        }
-        let Some(prefix) = metadata["generateName"].as_str() else {
-            return;
-        };
-        let mut random = self.random.lock();
-        let suffix: String = (0..5)
-            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
-            .collect();
-        let kept: String = prefix.chars().take(58).collect();
-        metadata["name"] = Value::from(format!("{kept}{suffix}"));
+    async fn storage_classes(&self) -> Result<Vec<Value>, ApiError> {
+        let prefix = Resource::of_kind(Kind::StorageClass).prefix(None);
+        let listed = self.client.list(prefix).await?.value;
+        listed.iter().map(decode).collect()
     }
 
-    fn uid(&self) -> String {
-        let bytes: [u8; 16] = self.random.lock().random();
-        uuid::Builder::from_random_bytes(bytes)
+    /// A name that begins as the object asks; none if it has one, or does not ask.
+    fn generated_name(&self, place: Place<'_>, object: &Value) -> Option<String> {
+        const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+        let metadata = &object["metadata"];
+        if !metadata["name"].as_str().unwrap_or("").is_empty() {
+            return None;
+        }
+        let prefix = metadata["generateName"].as_str()?;
+        let draw = self.draws.draw(&place.key(prefix), self.clock.now());
+        let suffix: String = draw
+            .iter()
+            .take(5)
+            .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+            .collect();
+        let kept: String = prefix.chars().take(58).collect();
+        Some(format!("{kept}{suffix}"))
+    }
+
+    fn uid(&self, key: &str) -> String {
+        let draw = self.draws.draw(key, self.clock.now());
+        let [bytes, _] = draw.as_chunks::<16>().0 else {
+            return String::new();
+        };
+        uuid::Builder::from_random_bytes(*bytes)
             .into_uuid()
             .to_string()
     }
 
-    /// An address of 10.3.0.0/16, derived from the service's uid, which is unique. Two may fall on
-    /// the same address: nothing routes to them.
-    fn allocate_cluster_ip(&self, object: &mut Value) {
-        let spec = &mut object["spec"];
-        if spec["type"] == "ExternalName" || !spec["clusterIP"].is_null() {
-            return;
+    /// Gives the object what only one may have, then writes it as [`Registry::write`] does, unless the run
+    /// is dry.
+    async fn allocate_and_write(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        expected: i64,
+        object: &mut Value,
+        dry_run: bool,
+    ) -> Result<Option<i64>, ApiError> {
+        if place.resource.kind != "Service" || !service::wants(object) {
+            if dry_run {
+                return Ok(None);
+            }
+            return self.write(&place.key(name), expected, object).await;
         }
-        let [high, low]: [u8; 2] = self.random.lock().random();
-        let address = format!("10.3.{high}.{}", low.clamp(2, 254));
-        spec["clusterIP"] = Value::from(address.clone());
-        spec["clusterIPs"] = json!([address]);
-        spec["ipFamilies"] = json!(["IPv4"]);
-        spec["ipFamilyPolicy"] = json!("SingleStack");
+        let key = place.key(name);
+        for _ in 0..ATTEMPTS {
+            let allocation = self.client.get(service::ALLOCATION).await?.value;
+            let allocation = allocation.map_or(0, |kv| kv.mod_revision);
+            let mut others = Vec::new();
+            for kv in self.client.list(place.resource.prefix(None)).await?.value {
+                if kv.key != key.as_bytes() {
+                    others.push(decode(&kv)?);
+                }
+            }
+            let mut given = object.clone();
+            service::allocate(&mut given, &others)
+                .map_err(|causes| ApiError::invalid(place.resource, name, &causes))?;
+            if dry_run {
+                *object = given;
+                return Ok(None);
+            }
+            let value = serde_json::to_vec(&given).map_err(ApiError::internal)?;
+            let response = self
+                .client
+                .txn(TxnRequest {
+                    compare: vec![
+                        client::mod_revision_is(key.clone(), expected),
+                        client::mod_revision_is(service::ALLOCATION, allocation),
+                    ],
+                    success: vec![
+                        client::put(key.clone(), value),
+                        client::put(service::ALLOCATION, Vec::new()),
+                    ],
+                    failure: vec![],
+                })
+                .await?;
+            if let Some(revision) = self.written(&key, Some(&given), &response) {
+                *object = given;
+                return Ok(Some(revision));
+            }
+            let now = self.client.get(key.clone()).await?.value;
+            if now.map_or(0, |kv| kv.mod_revision) != expected {
+                return Ok(None);
+            }
+            // Another Service was given something meanwhile.
+        }
+        Err(ApiError::modified(place.resource, name))
     }
 
     /// Sets the key if its mod revision is still `expected`; the new revision, or none if it is not.
@@ -523,7 +659,7 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(self.written(key, &response))
+        Ok(self.written(key, Some(object), &response))
     }
 
     async fn remove(&self, key: &str, expected: i64) -> Result<Option<i64>, ApiError> {
@@ -535,13 +671,13 @@ impl Registry {
                 failure: vec![],
             })
             .await?;
-        Ok(self.written(key, &response))
+        Ok(self.written(key, None, &response))
     }
 
-    fn written(&self, key: &str, response: &TxnResponse) -> Option<i64> {
+    fn written(&self, key: &str, object: Option<&Value>, response: &TxnResponse) -> Option<i64> {
         let revision = revision_if_succeeded(response);
         if revision.is_some() {
-            (self.on_write)(key);
+            (self.on_write)(key, object);
         }
         revision
     }
@@ -556,14 +692,16 @@ fn revision_if_succeeded(response: &TxnResponse) -> Option<i64> {
     response.succeeded.then_some(header.revision)
 }
 
-/// What a write may leave out and still keep: addresses of a service.
+/// What a write may leave out and still keep: addresses of a service, the node of a pod.
 fn keep_allocated(resource: &Resource, current: &Value, next: &mut Value) {
-    if resource.kind == "Service" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if next["spec"][field].is_null() && !current["spec"][field].is_null() {
-                next["spec"][field] = current["spec"][field].clone();
-            }
+    if resource.kind == "Pod" && next["spec"]["nodeName"].is_null() {
+        let node = &current["spec"]["nodeName"];
+        if !node.is_null() {
+            next["spec"]["nodeName"] = node.clone();
         }
+    }
+    if resource.kind == "Service" {
+        service::keep(current, next);
     }
 }
 
@@ -573,9 +711,63 @@ fn has_finalizers(object: &Value) -> bool {
         || (object["kind"] == "Namespace" && held(&object["spec"]["finalizers"]))
 }
 
-/// Being deleted, and nothing holds it any more.
+/// Being deleted, and nothing holds it any more, nor does it need more time to end.
 fn is_finished(object: &Value) -> bool {
-    !object["metadata"]["deletionTimestamp"].is_null() && !has_finalizers(object)
+    let metadata = &object["metadata"];
+    !metadata["deletionTimestamp"].is_null()
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && !has_finalizers(object)
+}
+
+/// The object as its deletion leaves it; none if it goes at once.
+fn marked(object: &Value, options: &DeleteOptions, now: Timestamp) -> Option<Value> {
+    let metadata = &object["metadata"];
+    let grace = grace(object, options.grace_period_seconds);
+    let finalizer = match options.propagation {
+        Some(Propagation::Foreground) => Some(FOREGROUND),
+        Some(Propagation::Orphan) => Some(ORPHAN),
+        Some(Propagation::Background) | None => None,
+    };
+    if grace == 0 && finalizer.is_none() && !has_finalizers(object) {
+        return None;
+    }
+    let ending = !metadata["deletionTimestamp"].is_null();
+    let left = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    // Being asked again can only shorten it.
+    if ending && grace >= left {
+        return Some(object.clone());
+    }
+    let mut marked = object.clone();
+    let metadata = &mut marked["metadata"];
+    if let Some(finalizer) = finalizer {
+        let mut held: Vec<Value> = metadata["finalizers"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        if !held.contains(&Value::from(finalizer)) {
+            held.push(Value::from(finalizer));
+        }
+        metadata["finalizers"] = Value::from(held);
+    }
+    let end = Timestamp(now.0.saturating_add(grace.saturating_mul(1000)));
+    metadata["deletionTimestamp"] = Value::from(seconds(end));
+    metadata["deletionGracePeriodSeconds"] = Value::from(grace);
+    Some(marked)
+}
+
+/// Seconds that an object is given to end: only what runs on a node needs any.
+fn grace(object: &Value, asked: Option<i64>) -> i64 {
+    let phase = object["status"]["phase"].as_str().unwrap_or("");
+    let runs = object["kind"] == "Pod"
+        && object["spec"]["nodeName"]
+            .as_str()
+            .is_some_and(|node| !node.is_empty())
+        && !["Succeeded", "Failed"].contains(&phase);
+    if !runs {
+        return 0;
+    }
+    let own = || object["spec"]["terminationGracePeriodSeconds"].as_i64();
+    asked.or_else(own).unwrap_or(30).max(0)
 }
 
 pub fn name_of(object: &Value) -> String {

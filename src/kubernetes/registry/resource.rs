@@ -1,9 +1,13 @@
 //! The one table of what a cluster serves.
 
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+    Service, ServiceAccount,
 };
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use schemars::{Schema, SchemaGenerator};
 
 /// A kind of object, and how it is served and kept.
@@ -23,7 +27,7 @@ pub struct Resource {
     pub names: Names,
     /// `status` is a subresource: a write of the object leaves it alone, and the other way round.
     pub status: bool,
-    /// `scale` is a subresource on `spec.nodeCount`.
+    /// `scale` is a subresource on [`Resource::replicas`].
     pub scale: bool,
     /// `metadata.generation` counts changes of `spec`.
     pub generation: bool,
@@ -63,7 +67,7 @@ const CORE: Resource = Resource {
     schema: None,
 };
 
-pub static RESOURCES: [Resource; 10] = [
+pub static RESOURCES: [Resource; 16] = [
     Resource {
         kind: "ConfigMap",
         plural: "configmaps",
@@ -168,6 +172,78 @@ pub static RESOURCES: [Resource; 10] = [
         strategic_merge: false,
         ..CORE
     },
+    Resource {
+        group: "apps",
+        kind: "Deployment",
+        plural: "deployments",
+        singular: "deployment",
+        short_names: &["deploy"],
+        categories: &["all"],
+        storage: "deployments",
+        status: true,
+        scale: true,
+        generation: true,
+        schema: Some(|generator| generator.subschema_for::<Deployment>()),
+        ..CORE
+    },
+    Resource {
+        group: "apps",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        storage: "replicasets",
+        status: true,
+        scale: true,
+        generation: true,
+        schema: Some(|generator| generator.subschema_for::<ReplicaSet>()),
+        ..CORE
+    },
+    Resource {
+        group: "policy",
+        kind: "PodDisruptionBudget",
+        plural: "poddisruptionbudgets",
+        singular: "poddisruptionbudget",
+        short_names: &["pdb"],
+        storage: "poddisruptionbudgets",
+        status: true,
+        generation: true,
+        schema: Some(|generator| generator.subschema_for::<PodDisruptionBudget>()),
+        ..CORE
+    },
+    Resource {
+        group: "storage.k8s.io",
+        kind: "StorageClass",
+        plural: "storageclasses",
+        singular: "storageclass",
+        short_names: &["sc"],
+        namespaced: false,
+        storage: "storageclasses",
+        schema: Some(|generator| generator.subschema_for::<StorageClass>()),
+        ..CORE
+    },
+    Resource {
+        kind: "PersistentVolume",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short_names: &["pv"],
+        namespaced: false,
+        storage: "persistentvolumes",
+        status: true,
+        schema: Some(|generator| generator.subschema_for::<PersistentVolume>()),
+        ..CORE
+    },
+    Resource {
+        kind: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short_names: &["pvc"],
+        storage: "persistentvolumeclaims",
+        status: true,
+        schema: Some(|generator| generator.subschema_for::<PersistentVolumeClaim>()),
+        ..CORE
+    },
 ];
 
 impl Resource {
@@ -180,6 +256,15 @@ impl Resource {
     /// One that the code itself needs.
     pub const fn of_kind(kind: Kind) -> &'static Resource {
         &RESOURCES[kind as usize]
+    }
+
+    /// The field of `spec`, and of `status`, that `scale` is about.
+    pub fn replicas(&self) -> &'static str {
+        if self.kind == "NodeGroup" {
+            "nodeCount"
+        } else {
+            "replicas"
+        }
     }
 
     /// `apiVersion` of its objects.
@@ -223,7 +308,14 @@ pub enum Kind {
     Pod = 4,
     Service = 6,
     ServiceAccount = 7,
+    Lease = 8,
     NodeGroup = 9,
+    Deployment = 10,
+    ReplicaSet = 11,
+    PodDisruptionBudget = 12,
+    StorageClass = 13,
+    PersistentVolume = 14,
+    PersistentVolumeClaim = 15,
 }
 
 #[cfg(test)]
@@ -238,6 +330,13 @@ mod tests {
         check(Kind::Node, "Node");
         check(Kind::Pod, "Pod");
         check(Kind::NodeGroup, "NodeGroup");
+        check(Kind::Lease, "Lease");
+        check(Kind::StorageClass, "StorageClass");
+        check(Kind::PersistentVolume, "PersistentVolume");
+        check(Kind::PersistentVolumeClaim, "PersistentVolumeClaim");
+        check(Kind::Deployment, "Deployment");
+        check(Kind::ReplicaSet, "ReplicaSet");
+        check(Kind::PodDisruptionBudget, "PodDisruptionBudget");
         check(Kind::Namespace, "Namespace");
         check(Kind::Service, "Service");
         check(Kind::ServiceAccount, "ServiceAccount");

@@ -79,6 +79,74 @@ impl Selector {
     }
 }
 
+/// Whether an object's `LabelSelector` selects these labels. None selects nothing, an empty one everything.
+pub fn matches_selector(selector: &Value, labels: &Value) -> bool {
+    if !selector.is_object() {
+        return false;
+    }
+    let wanted = selector["matchLabels"].as_object();
+    let all = wanted
+        .into_iter()
+        .flatten()
+        .all(|(key, value)| labels[key] == *value);
+    all && selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .all(|requirement| matches_requirement(requirement, labels))
+}
+
+/// `{key, operator, values}`, as label selectors and node affinities have it.
+pub fn matches_requirement(requirement: &Value, labels: &Value) -> bool {
+    let key = requirement["key"].as_str().unwrap_or("");
+    let value = labels[key].as_str();
+    let values = requirement["values"].as_array();
+    let listed = |value: &str| values.into_iter().flatten().any(|one| one == value);
+    let bound = || values?.first()?.as_str()?.parse::<i64>().ok();
+    let number = || value?.parse::<i64>().ok();
+    match requirement["operator"].as_str().unwrap_or("") {
+        "In" => value.is_some_and(listed),
+        "NotIn" => !value.is_some_and(listed),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => matches!((number(), bound()), (Some(is), Some(than)) if is > than),
+        "Lt" => matches!((number(), bound()), (Some(is), Some(than)) if is < than),
+        _ => false,
+    }
+}
+
+/// A `LabelSelector` as `labelSelector` in a query writes it.
+pub fn selector_text(selector: &Value) -> String {
+    let labels = selector["matchLabels"].as_object();
+    let mut terms: Vec<String> = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("")))
+        .collect();
+    for requirement in selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let key = requirement["key"].as_str().unwrap_or("");
+        let values: Vec<&str> = requirement["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let values = values.join(",");
+        terms.push(match requirement["operator"].as_str().unwrap_or("") {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.to_owned(),
+        });
+    }
+    terms.sort();
+    terms.join(",")
+}
+
 /// A field as text; one that is not there is empty, or false.
 fn field(object: &Value, path: &str) -> String {
     let value = path.split('.').fold(object, |value, part| &value[part]);
@@ -177,6 +245,32 @@ fn parse_label(term: &str) -> Option<Requirement> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn label_selectors_of_objects_select_as_kubernetes_does() {
+        let labels = json!({"app": "web", "zone": "3"});
+        let check = |selector: Value, expect: bool| {
+            assert_eq!(matches_selector(&selector, &labels), expect, "{selector}");
+        };
+        let term = |key: &str, operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+        check(Value::Null, false);
+        check(json!({}), true);
+        check(json!({"matchLabels": {"app": "web"}}), true);
+        check(json!({"matchLabels": {"app": "web", "tier": "x"}}), false);
+        check(term("app", "In", &["api", "web"]), true);
+        check(term("app", "NotIn", &["web"]), false);
+        check(term("none", "NotIn", &["web"]), true);
+        check(term("app", "Exists", &[]), true);
+        check(term("app", "DoesNotExist", &[]), false);
+        check(term("zone", "Gt", &["2"]), true);
+        check(term("zone", "Lt", &["2"]), false);
+        check(term("app", "Gt", &["2"]), false);
+        let selector = json!({
+            "matchLabels": {"b": "1"},
+            "matchExpressions": [{"key": "a", "operator": "In", "values": ["x", "y"]}],
+        });
+        assert_eq!(selector_text(&selector), "a in (x,y),b=1");
+    }
 
     #[test]
     fn selectors_select_as_kubernetes_does() {

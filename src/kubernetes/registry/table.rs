@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::resource::Resource;
+use super::selector::selector_text;
 use crate::clock::Timestamp;
 
 /// How much of each object a row carries.
@@ -104,6 +105,65 @@ fn columns(resource: &Resource) -> &'static [Column] {
         column("Status"),
         column("Age"),
     ];
+    const DEPLOYMENTS: &[Column] = &[
+        column("Name"),
+        column("Ready"),
+        integer("Up-to-date"),
+        integer("Available"),
+        column("Age"),
+        wide("Containers"),
+        wide("Images"),
+        wide("Selector"),
+    ];
+    const REPLICA_SETS: &[Column] = &[
+        column("Name"),
+        integer("Desired"),
+        integer("Current"),
+        integer("Ready"),
+        column("Age"),
+        wide("Containers"),
+        wide("Images"),
+        wide("Selector"),
+    ];
+    const BUDGETS: &[Column] = &[
+        column("Name"),
+        column("Min Available"),
+        column("Max Unavailable"),
+        integer("Allowed Disruptions"),
+        column("Age"),
+    ];
+    const STORAGE_CLASSES: &[Column] = &[
+        column("Name"),
+        column("Provisioner"),
+        column("ReclaimPolicy"),
+        column("VolumeBindingMode"),
+        column("AllowVolumeExpansion"),
+        column("Age"),
+    ];
+    const VOLUMES: &[Column] = &[
+        column("Name"),
+        column("Capacity"),
+        column("Access Modes"),
+        column("Reclaim Policy"),
+        column("Status"),
+        column("Claim"),
+        column("StorageClass"),
+        column("VolumeAttributesClass"),
+        column("Reason"),
+        column("Age"),
+        wide("VolumeMode"),
+    ];
+    const CLAIMS: &[Column] = &[
+        column("Name"),
+        column("Status"),
+        column("Volume"),
+        column("Capacity"),
+        column("Access Modes"),
+        column("StorageClass"),
+        column("VolumeAttributesClass"),
+        column("Age"),
+        wide("VolumeMode"),
+    ];
     const OTHERS: &[Column] = &[column("Name"), column("Age")];
     match resource.kind {
         "Node" => NODES,
@@ -115,6 +175,12 @@ fn columns(resource: &Resource) -> &'static [Column] {
         "Event" => EVENTS,
         "Lease" => LEASES,
         "NodeGroup" => NODE_GROUPS,
+        "Deployment" => DEPLOYMENTS,
+        "ReplicaSet" => REPLICA_SETS,
+        "PodDisruptionBudget" => BUDGETS,
+        "StorageClass" => STORAGE_CLASSES,
+        "PersistentVolume" => VOLUMES,
+        "PersistentVolumeClaim" => CLAIMS,
         _ => OTHERS,
     }
 }
@@ -214,7 +280,13 @@ fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> {
                 .filter_map(|container| container["restartCount"].as_i64())
                 .sum();
             let total = spec["containers"].as_array().map_or(0, Vec::len);
-            let phase = if metadata["deletionTimestamp"].is_null() {
+            let waiting = statuses
+                .into_iter()
+                .flatten()
+                .find_map(|container| container["state"]["waiting"]["reason"].as_str());
+            let phase = if metadata["deletionTimestamp"].is_null() && waiting.is_some() {
+                json!(waiting)
+            } else if metadata["deletionTimestamp"].is_null() {
                 text(
                     &status["reason"],
                     status["phase"].as_str().unwrap_or("Unknown"),
@@ -284,8 +356,147 @@ fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> {
             text(&status["phase"], ""),
             age,
         ],
+        "Deployment" => {
+            let count = |value: &Value| value.as_i64().unwrap_or(0);
+            let template = &spec["template"]["spec"]["containers"];
+            vec![
+                name,
+                json!(format!(
+                    "{}/{}",
+                    count(&status["readyReplicas"]),
+                    count(&spec["replicas"])
+                )),
+                json!(count(&status["updatedReplicas"])),
+                json!(count(&status["availableReplicas"])),
+                age,
+                json!(joined(template, "name")),
+                json!(joined(template, "image")),
+                json!(selector(&spec["selector"])),
+            ]
+        }
+        "ReplicaSet" => {
+            let count = |value: &Value| json!(value.as_i64().unwrap_or(0));
+            let template = &spec["template"]["spec"]["containers"];
+            vec![
+                name,
+                count(&spec["replicas"]),
+                count(&status["replicas"]),
+                count(&status["readyReplicas"]),
+                age,
+                json!(joined(template, "name")),
+                json!(joined(template, "image")),
+                json!(selector(&spec["selector"])),
+            ]
+        }
+        "PodDisruptionBudget" => {
+            let bound = |value: &Value| match value {
+                Value::Null => json!("N/A"),
+                Value::String(text) => json!(text),
+                number => json!(number.to_string()),
+            };
+            vec![
+                name,
+                bound(&spec["minAvailable"]),
+                bound(&spec["maxUnavailable"]),
+                json!(status["disruptionsAllowed"].as_i64().unwrap_or(0)),
+                age,
+            ]
+        }
+        "StorageClass" => {
+            let default = &metadata["annotations"]["storageclass.kubernetes.io/is-default-class"];
+            let shown = name.as_str().unwrap_or("");
+            vec![
+                json!(if default == "true" {
+                    format!("{shown} (default)")
+                } else {
+                    shown.to_owned()
+                }),
+                text(&object["provisioner"], ""),
+                text(&object["reclaimPolicy"], "Delete"),
+                text(&object["volumeBindingMode"], "<unset>"),
+                json!((object["allowVolumeExpansion"] == true).to_string()),
+                age,
+            ]
+        }
+        "PersistentVolume" => {
+            let claim = &spec["claimRef"];
+            let claim = match (claim["namespace"].as_str(), claim["name"].as_str()) {
+                (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+                _ => String::new(),
+            };
+            vec![
+                name,
+                text(&spec["capacity"]["storage"], ""),
+                json!(access_modes(&spec["accessModes"])),
+                text(&spec["persistentVolumeReclaimPolicy"], ""),
+                json!(phase(object)),
+                json!(claim),
+                text(&spec["storageClassName"], ""),
+                text(&spec["volumeAttributesClassName"], "<unset>"),
+                text(&status["reason"], ""),
+                age,
+                text(&spec["volumeMode"], "<unset>"),
+            ]
+        }
+        "PersistentVolumeClaim" => {
+            let bound = !spec["volumeName"].as_str().unwrap_or("").is_empty();
+            let shown = |value: Value| if bound { value } else { json!("") };
+            vec![
+                name,
+                json!(phase(object)),
+                text(&spec["volumeName"], ""),
+                shown(text(&status["capacity"]["storage"], "")),
+                shown(json!(access_modes(&status["accessModes"]))),
+                text(&spec["storageClassName"], ""),
+                text(&spec["volumeAttributesClassName"], "<unset>"),
+                age,
+                text(&spec["volumeMode"], "<unset>"),
+            ]
+        }
         _ => vec![name, age],
     }
+}
+
+fn phase(object: &Value) -> &str {
+    if object["metadata"]["deletionTimestamp"].is_null() {
+        object["status"]["phase"].as_str().unwrap_or("")
+    } else {
+        "Terminating"
+    }
+}
+
+fn joined(list: &Value, field: &str) -> String {
+    let texts: Vec<&str> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|element| element[field].as_str())
+        .collect();
+    texts.join(",")
+}
+
+fn selector(selector: &Value) -> String {
+    let text = selector_text(selector);
+    if text.is_empty() {
+        return String::from("<none>");
+    }
+    text
+}
+
+fn access_modes(modes: &Value) -> String {
+    let texts: Vec<&str> = modes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|mode| match mode.as_str()? {
+            "ReadWriteOnce" => Some("RWO"),
+            "ReadOnlyMany" => Some("ROX"),
+            "ReadWriteMany" => Some("RWX"),
+            "ReadWriteOncePod" => Some("RWOP"),
+            _ => None,
+        })
+        .collect();
+    texts.join(",")
 }
 
 fn node_status(node: &Value) -> String {

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::resource::{Names, Resource};
+use super::selector::matches_selector;
+use crate::kubernetes::scheduler::quantity_millis;
 
 /// (field, message) of what is wrong.
 pub type Causes = Vec<(String, String)>;
@@ -38,7 +40,29 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Cau
     }
     match resource.kind {
         "NodeGroup" => node_group(object, old, &mut causes),
-        "Pod" => pod(object, &mut causes),
+        "Pod" => pod(&object["spec"], "spec", &mut causes),
+        "Deployment" => {
+            workload(object, old, &mut causes);
+            strategy(&object["spec"]["strategy"], &mut causes);
+        }
+        "ReplicaSet" => workload(object, old, &mut causes),
+        "PodDisruptionBudget" => {
+            let spec = &object["spec"];
+            if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
+                causes.push((
+                    String::from("spec"),
+                    format!(
+                        "Invalid value: {spec}: minAvailable and maxUnavailable cannot be both set"
+                    ),
+                ));
+            }
+        }
+        "StorageClass" => {
+            if object["provisioner"].as_str().unwrap_or("").is_empty() {
+                causes.push(required("provisioner", ""));
+            }
+        }
+        "PersistentVolumeClaim" => claim(object, old, &mut causes),
         "Service" => service(object, &mut causes),
         "ConfigMap" | "Secret" => data(object, &mut causes),
         _ => {}
@@ -206,13 +230,132 @@ fn node_group(object: &Value, old: Option<&Value>, causes: &mut Causes) {
     }
 }
 
-fn pod(object: &Value, causes: &mut Causes) {
-    let containers = object["spec"]["containers"].as_array();
+/// Replicas of a template: Deployments and ReplicaSets.
+fn workload(object: &Value, old: Option<&Value>, causes: &mut Causes) {
+    let spec = &object["spec"];
+    if let Some(replicas) = spec["replicas"].as_i64().filter(|replicas| *replicas < 0) {
+        causes.push((
+            String::from("spec.replicas"),
+            format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+        ));
+    }
+    let selector = &spec["selector"];
+    let labels = &spec["template"]["metadata"]["labels"];
+    if selector.is_null() {
+        causes.push(required("spec.selector", ""));
+    } else if selector == &json!({}) {
+        causes.push((
+            String::from("spec.selector"),
+            format!("Invalid value: {selector}: empty selector is invalid for deployment"),
+        ));
+    } else if !matches_selector(selector, labels) {
+        let shown = if labels.is_null() { &json!({}) } else { labels };
+        causes.push((
+            String::from("spec.template.metadata.labels"),
+            format!("Invalid value: {shown}: `selector` does not match template `labels`"),
+        ));
+    }
+    pod(&spec["template"]["spec"], "spec.template.spec", causes);
+    let policy = spec["template"]["spec"]["restartPolicy"]
+        .as_str()
+        .unwrap_or("Always");
+    if policy != "Always" {
+        causes.push((
+            String::from("spec.template.spec.restartPolicy"),
+            format!("Unsupported value: {policy:?}: supported values: \"Always\""),
+        ));
+    }
+    if let Some(old) = old
+        && old["spec"]["selector"] != *selector
+    {
+        causes.push((
+            String::from("spec.selector"),
+            format!("Invalid value: {selector}: field is immutable"),
+        ));
+    }
+}
+
+fn strategy(strategy: &Value, causes: &mut Causes) {
+    match strategy["type"].as_str().unwrap_or("RollingUpdate") {
+        "RollingUpdate" => {
+            let zero = |value: &Value| value == &json!(0) || value == &json!("0%");
+            let rolling = &strategy["rollingUpdate"];
+            if zero(&rolling["maxSurge"]) && zero(&rolling["maxUnavailable"]) {
+                causes.push((
+                    String::from("spec.strategy.rollingUpdate.maxUnavailable"),
+                    format!(
+                        "Invalid value: {}: may not be 0 when `maxSurge` is 0",
+                        rolling["maxUnavailable"]
+                    ),
+                ));
+            }
+        }
+        "Recreate" if !strategy["rollingUpdate"].is_null() => causes.push((
+            String::from("spec.strategy.rollingUpdate"),
+            String::from("Forbidden: may not be specified when strategy `type` is 'Recreate'"),
+        )),
+        "Recreate" => {}
+        other => causes.push((
+            String::from("spec.strategy.type"),
+            format!(
+                "Unsupported value: {other:?}: supported values: \"Recreate\", \"RollingUpdate\""
+            ),
+        )),
+    }
+}
+
+fn claim(object: &Value, old: Option<&Value>, causes: &mut Causes) {
+    let spec = &object["spec"];
+    if spec["accessModes"].as_array().is_none_or(Vec::is_empty) {
+        causes.push(required(
+            "spec.accessModes",
+            "at least 1 access mode is required",
+        ));
+    }
+    if spec["resources"]["requests"]["storage"].is_null() {
+        causes.push(required("spec.resources[storage]", ""));
+    }
+    if let Some(old) = old {
+        // A claim may grow, and be bound; nothing else of it changes.
+        for field in ["accessModes", "selector", "volumeMode"] {
+            if old["spec"][field] != spec[field] {
+                causes.push((
+                    String::from("spec"),
+                    String::from(
+                        "Forbidden: spec is immutable after creation except resources.requests and \
+                         volumeAttributesClassName for bound claims",
+                    ),
+                ));
+                break;
+            }
+        }
+        let request =
+            |claim: &Value| quantity_millis(&claim["spec"]["resources"]["requests"]["storage"]);
+        let has = quantity_millis(&old["status"]["capacity"]["storage"]);
+        if request(object) < request(old) && request(object) < has {
+            causes.push((
+                String::from("spec.resources.requests.storage"),
+                String::from("Forbidden: field can not be less than status.capacity"),
+            ));
+        } else if request(object) != request(old) && old["status"]["phase"] != "Bound" {
+            causes.push((
+                String::from("spec"),
+                String::from(
+                    "Forbidden: spec is immutable after creation except resources.requests and \
+                     volumeAttributesClassName for bound claims",
+                ),
+            ));
+        }
+    }
+}
+
+fn pod(spec: &Value, path: &str, causes: &mut Causes) {
+    let containers = spec["containers"].as_array();
     if containers.is_none_or(Vec::is_empty) {
-        causes.push(required("spec.containers", ""));
+        causes.push(required(&format!("{path}.containers"), ""));
     }
     for (index, container) in containers.into_iter().flatten().enumerate() {
-        let at = format!("spec.containers[{index}]");
+        let at = format!("{path}.containers[{index}]");
         let name = container["name"].as_str().unwrap_or("");
         if name.is_empty() {
             causes.push(required(&format!("{at}.name"), ""));
@@ -285,6 +428,13 @@ pub fn default(resource: &Resource, object: &mut Value) {
             object[field] = value;
         }
     };
+    // Empty collections are not there, as in Kubernetes' own encoding.
+    for field in ["finalizers", "ownerReferences", "annotations", "labels"] {
+        let given = &object["metadata"][field];
+        if given == &json!([]) || given == &json!({}) || given.is_null() {
+            super::remove(&mut object["metadata"], field);
+        }
+    }
     match resource.kind {
         "Namespace" => {
             let name = object["metadata"]["name"].clone();
@@ -295,28 +445,14 @@ pub fn default(resource: &Resource, object: &mut Value) {
         }
         "Pod" => {
             let spec = &mut object["spec"];
-            set(spec, "restartPolicy", json!("Always"));
-            set(spec, "terminationGracePeriodSeconds", json!(30));
-            set(spec, "dnsPolicy", json!("ClusterFirst"));
-            set(spec, "schedulerName", json!("default-scheduler"));
+            pod_spec(spec);
+            // By admission, and so not in templates.
             set(spec, "serviceAccountName", json!("default"));
+            set(spec, "serviceAccount", spec["serviceAccountName"].clone());
             set(spec, "enableServiceLinks", json!(true));
-            set(spec, "securityContext", json!({}));
-            for container in spec["containers"].as_array_mut().into_iter().flatten() {
-                let latest = container["image"].as_str().is_some_and(|image| {
-                    let name = image.rsplit('/').next().unwrap_or(image);
-                    !name.contains([':', '@']) || name.ends_with(":latest")
-                });
-                let policy = if latest { "Always" } else { "IfNotPresent" };
-                set(container, "imagePullPolicy", json!(policy));
-                set(container, "resources", json!({}));
-                set(
-                    container,
-                    "terminationMessagePath",
-                    json!("/dev/termination-log"),
-                );
-                set(container, "terminationMessagePolicy", json!("File"));
-            }
+            set(spec, "priority", json!(0));
+            set(spec, "preemptionPolicy", json!("PreemptLowerPriority"));
+            tolerate_outages(spec);
             let class = quality_of_service(&object["spec"]);
             set(
                 object,
@@ -324,11 +460,66 @@ pub fn default(resource: &Resource, object: &mut Value) {
                 json!({"phase": "Pending", "qosClass": class}),
             );
         }
+        "Deployment" => {
+            let spec = &mut object["spec"];
+            set(spec, "replicas", json!(1));
+            set(spec, "strategy", json!({}));
+            let strategy = &mut spec["strategy"];
+            if strategy["type"].as_str().unwrap_or("").is_empty() {
+                strategy["type"] = json!("RollingUpdate");
+            }
+            if strategy["type"] == "RollingUpdate" {
+                set(strategy, "rollingUpdate", json!({}));
+                set(
+                    &mut strategy["rollingUpdate"],
+                    "maxUnavailable",
+                    json!("25%"),
+                );
+                set(&mut strategy["rollingUpdate"], "maxSurge", json!("25%"));
+            }
+            set(spec, "revisionHistoryLimit", json!(10));
+            set(spec, "progressDeadlineSeconds", json!(600));
+            pod_spec(&mut spec["template"]["spec"]);
+        }
+        "ReplicaSet" => {
+            let spec = &mut object["spec"];
+            set(spec, "replicas", json!(1));
+            pod_spec(&mut spec["template"]["spec"]);
+            set(object, "status", json!({"replicas": 0}));
+        }
+        "StorageClass" => {
+            set(object, "reclaimPolicy", json!("Delete"));
+            set(object, "volumeBindingMode", json!("Immediate"));
+        }
+        "PersistentVolume" => {
+            set(object, "spec", json!({}));
+            let spec = &mut object["spec"];
+            set(spec, "persistentVolumeReclaimPolicy", json!("Retain"));
+            set(spec, "volumeMode", json!("Filesystem"));
+            set(object, "status", json!({"phase": "Pending"}));
+        }
+        "PersistentVolumeClaim" => {
+            set(object, "spec", json!({}));
+            set(&mut object["spec"], "volumeMode", json!("Filesystem"));
+            set(object, "status", json!({"phase": "Pending"}));
+        }
         "Service" => {
             let spec = &mut object["spec"];
             set(spec, "type", json!("ClusterIP"));
             set(spec, "sessionAffinity", json!("None"));
             set(spec, "internalTrafficPolicy", json!("Cluster"));
+            // Typed clients send empty texts for what is not set.
+            for field in ["clusterIP", "externalTrafficPolicy", "loadBalancerClass"] {
+                if spec[field] == "" {
+                    spec[field] = Value::Null;
+                }
+            }
+            if spec["type"] == "NodePort" || spec["type"] == "LoadBalancer" {
+                set(spec, "externalTrafficPolicy", json!("Cluster"));
+            }
+            if spec["type"] == "LoadBalancer" {
+                set(spec, "allocateLoadBalancerNodePorts", json!(true));
+            }
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 set(port, "protocol", json!("TCP"));
                 // Typed clients send 0 for what is not set.
@@ -347,6 +538,64 @@ pub fn default(resource: &Resource, object: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// What a pod's spec, and a template's, is given if it does not say.
+fn pod_spec(spec: &mut Value) {
+    if !spec.is_object() {
+        return;
+    }
+    let set = |object: &mut Value, field: &str, value: Value| {
+        if object[field].is_null() {
+            object[field] = value;
+        }
+    };
+    set(spec, "restartPolicy", json!("Always"));
+    set(spec, "terminationGracePeriodSeconds", json!(30));
+    set(spec, "dnsPolicy", json!("ClusterFirst"));
+    set(spec, "schedulerName", json!("default-scheduler"));
+    set(spec, "securityContext", json!({}));
+    for container in spec["containers"].as_array_mut().into_iter().flatten() {
+        let latest = container["image"].as_str().is_some_and(|image| {
+            let name = image.rsplit('/').next().unwrap_or(image);
+            !name.contains([':', '@']) || name.ends_with(":latest")
+        });
+        let policy = if latest { "Always" } else { "IfNotPresent" };
+        set(container, "imagePullPolicy", json!(policy));
+        set(container, "resources", json!({}));
+        set(
+            container,
+            "terminationMessagePath",
+            json!("/dev/termination-log"),
+        );
+        set(container, "terminationMessagePolicy", json!("File"));
+        for port in container["ports"].as_array_mut().into_iter().flatten() {
+            set(port, "protocol", json!("TCP"));
+        }
+    }
+}
+
+/// A pod stays five minutes on a node that is not ready (admission plugin DefaultTolerationSeconds).
+fn tolerate_outages(spec: &mut Value) {
+    const SECONDS: i64 = 300;
+    let mut tolerations: Vec<Value> = spec["tolerations"].as_array().cloned().unwrap_or_default();
+    for key in [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ] {
+        let tolerated = tolerations.iter().any(|toleration| {
+            let theirs = toleration["key"].as_str().unwrap_or("");
+            let effect = toleration["effect"].as_str().unwrap_or("");
+            (theirs == key || theirs.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+        });
+        if !tolerated {
+            tolerations.push(json!({
+                "key": key, "operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": SECONDS,
+            }));
+        }
+    }
+    spec["tolerations"] = Value::from(tolerations);
 }
 
 /// The class that decides who is evicted first: `Guaranteed` if every container's requests are its
@@ -429,6 +678,66 @@ mod tests {
         check("ConfigMap", "-a", false);
         check("Namespace", "a.b", false);
         check("Namespace", &"a".repeat(64), false);
+    }
+
+    #[test]
+    fn workloads_are_checked_with_kube_apiservers_texts() {
+        let check = |change: fn(&mut Value), old: bool, expect: &[&str]| {
+            let mut object = json!({"metadata": {"name": "web"}, "spec": {
+                "selector": {"matchLabels": {"app": "web"}},
+                "template": {
+                    "metadata": {"labels": {"app": "web"}},
+                    "spec": {"containers": [{"name": "c", "image": "nginx"}]},
+                },
+            }});
+            default(resource("Deployment"), &mut object);
+            let before = object.clone();
+            change(&mut object);
+            let causes = validate(resource("Deployment"), &object, old.then_some(&before));
+            let found: Vec<String> = causes
+                .iter()
+                .map(|(field, message)| format!("{field}: {message}"))
+                .collect();
+            assert_eq!(found, expect);
+        };
+        check(|_| {}, false, &[]);
+        check(
+            |it| it["spec"]["replicas"] = json!(-1),
+            false,
+            &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+        );
+        check(
+            |it| it["spec"]["template"]["metadata"]["labels"] = json!({"app": "api"}),
+            false,
+            &[
+                "spec.template.metadata.labels: Invalid value: {\"app\":\"api\"}: `selector` does not match template `labels`",
+            ],
+        );
+        check(
+            |it| {
+                it["spec"]["selector"] = json!({"matchLabels": {"app": "x"}});
+                it["spec"]["template"]["metadata"]["labels"] = json!({"app": "x"});
+            },
+            true,
+            &[
+                "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"x\"}}: field is immutable",
+            ],
+        );
+        check(
+            |it| it["spec"]["template"]["spec"]["containers"] = json!([]),
+            false,
+            &["spec.template.spec.containers: Required value"],
+        );
+        check(
+            |it| {
+                it["spec"]["strategy"]["rollingUpdate"] =
+                    json!({"maxSurge": 0, "maxUnavailable": 0})
+            },
+            false,
+            &[
+                "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0",
+            ],
+        );
     }
 
     #[test]

@@ -1,0 +1,233 @@
+//! The components' client of a cluster's API: the crate `kube`, over requests that stay in the process.
+//!
+//! The requests and answers are those of HTTPS, with who asks said instead of proved by a certificate: so a
+//! component of an idle cluster costs neither a connection nor a key.
+
+use http::{Method, Request, Response};
+use serde_json::{Value, json};
+
+use super::api;
+use super::body::{self, Body};
+use super::pki::Identity;
+use super::registry::Propagation;
+use super::registry::resource::Resource;
+use super::request::split_cluster;
+use super::status::ApiError;
+use super::{Kubernetes, KubernetesError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiClientError {
+    #[error(transparent)]
+    Kube(Box<kube::Error>),
+    #[error("a request cannot be written: {0}")]
+    Request(#[from] http::Error),
+    #[error("a body cannot be written: {0}")]
+    Body(#[from] serde_json::Error),
+}
+
+impl From<kube::Error> for ApiClientError {
+    fn from(error: kube::Error) -> Self {
+        ApiClientError::Kube(Box::new(error))
+    }
+}
+
+impl ApiClientError {
+    /// The HTTP status of a refusal.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            ApiClientError::Kube(error) => match error.as_ref() {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// What was to be changed has changed or gone meanwhile: whoever decides from state looks again.
+    pub fn is_stale(&self) -> bool {
+        matches!(self.code(), Some(404 | 409))
+    }
+}
+
+type Result<T> = std::result::Result<T, ApiClientError>;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct ApiClient {
+    client: kube::Client,
+    root: String,
+}
+
+/// An object's kind and place.
+#[derive(Clone, Copy, Debug)]
+pub struct At<'a> {
+    pub resource: &'static Resource,
+    pub namespace: Option<&'a str>,
+    pub name: &'a str,
+}
+
+impl<'a> At<'a> {
+    /// Where `object`, of this kind, is.
+    pub fn of(resource: &'static Resource, object: &'a Value) -> At<'a> {
+        At {
+            resource,
+            namespace: object["metadata"]["namespace"].as_str(),
+            name: object["metadata"]["name"].as_str().unwrap_or(""),
+        }
+    }
+}
+
+impl ApiClient {
+    /// A client of the cluster that is `user`.
+    pub fn new(kubernetes: &Kubernetes, cluster: &str, user: &str) -> ApiClient {
+        let identity = Identity {
+            user: user.to_owned(),
+            groups: vec![String::from("system:masters")],
+        };
+        let kubernetes = kubernetes.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let (kubernetes, identity) = (kubernetes.clone(), identity.clone());
+            async move {
+                let answer = answer(kubernetes, identity, request).await;
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        });
+        ApiClient {
+            client: kube::Client::new(service, "default"),
+            root: format!("/clusters/{cluster}"),
+        }
+    }
+
+    /// Every object of a kind, in the order of namespaces and names.
+    pub async fn list(&self, resource: &'static Resource) -> Result<Vec<Value>> {
+        let url = self.url(resource, None, &[]);
+        let mut list = self.send(Method::GET, &url, None, "").await?;
+        match list["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The object, if it is there.
+    pub async fn get(&self, at: At<'_>) -> Result<Option<Value>> {
+        let url = self.url(at.resource, at.namespace, &[at.name]);
+        match self.send(Method::GET, &url, None, "").await {
+            Err(error) if error.code() == Some(404) => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
+
+    pub async fn create(
+        &self,
+        resource: &'static Resource,
+        namespace: Option<&str>,
+        object: &Value,
+    ) -> Result<Value> {
+        let url = self.url(resource, namespace, &[]);
+        self.send(Method::POST, &url, Some(object), "application/json")
+            .await
+    }
+
+    /// Replaces the object; one that has changed since it was read is refused.
+    pub async fn replace(&self, at: At<'_>, object: &Value) -> Result<Value> {
+        let url = self.url(at.resource, at.namespace, &[at.name]);
+        self.send(Method::PUT, &url, Some(object), "application/json")
+            .await
+    }
+
+    pub async fn replace_status(&self, at: At<'_>, object: &Value) -> Result<Value> {
+        let url = self.url(at.resource, at.namespace, &[at.name, "status"]);
+        self.send(Method::PUT, &url, Some(object), "application/json")
+            .await
+    }
+
+    /// Posts to a subresource.
+    pub async fn post(&self, at: At<'_>, subresource: &str, body: &Value) -> Result<Value> {
+        let url = self.url(at.resource, at.namespace, &[at.name, subresource]);
+        self.send(Method::POST, &url, Some(body), "application/json")
+            .await
+    }
+
+    /// Deletes exactly the object of this uid. One that is gone is left so.
+    pub async fn delete(
+        &self,
+        at: At<'_>,
+        uid: &Value,
+        grace_period_seconds: Option<i64>,
+        propagation: Propagation,
+    ) -> Result<()> {
+        let url = self.url(at.resource, at.namespace, &[at.name]);
+        let policy = match propagation {
+            Propagation::Background => "Background",
+            Propagation::Foreground => "Foreground",
+            Propagation::Orphan => "Orphan",
+        };
+        let mut options = json!({
+            "kind": "DeleteOptions", "apiVersion": "v1",
+            "preconditions": {"uid": uid}, "propagationPolicy": policy,
+        });
+        if let Some(seconds) = grace_period_seconds {
+            options["gracePeriodSeconds"] = json!(seconds);
+        }
+        match self
+            .send(Method::DELETE, &url, Some(&options), "application/json")
+            .await
+        {
+            Err(error) if error.is_stale() => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+
+    fn url(&self, resource: &Resource, namespace: Option<&str>, rest: &[&str]) -> String {
+        let group = if resource.group.is_empty() {
+            format!("/api/{}", resource.version)
+        } else {
+            format!("/apis/{}/{}", resource.group, resource.version)
+        };
+        let mut url = format!("{}{group}", self.root);
+        if let Some(namespace) = namespace {
+            url.push_str("/namespaces/");
+            url.push_str(namespace);
+        }
+        for part in std::iter::once(resource.plural).chain(rest.iter().copied()) {
+            url.push('/');
+            url.push_str(part);
+        }
+        url
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        body: Option<&Value>,
+        media_type: &str,
+    ) -> Result<Value> {
+        let body = body.map(serde_json::to_vec).transpose()?;
+        let mut request = Request::builder().method(method).uri(url);
+        if !media_type.is_empty() {
+            request = request.header(http::header::CONTENT_TYPE, media_type);
+        }
+        let request = request.body(body.unwrap_or_default())?;
+        Ok(self.client.request::<Value>(request).await?)
+    }
+}
+
+async fn answer(
+    kubernetes: Kubernetes,
+    identity: Identity,
+    request: Request<kube::client::Body>,
+) -> Response<Body> {
+    let url = request.uri().path().to_owned();
+    let Some((id, path)) = split_cluster(&url) else {
+        return ApiError::no_such_path().to_response();
+    };
+    match kubernetes.answering(id).await {
+        Ok(cluster) => {
+            let request = request.map(body::incoming);
+            api::handle(&cluster, Some(identity), path, request).await
+        }
+        Err(KubernetesError::ClusterNotFound(_)) => ApiError::no_such_path().to_response(),
+        Err(error) => ApiError::unavailable(error.to_string()).to_response(),
+    }
+}
