@@ -11,6 +11,7 @@ mod api_token;
 mod authentication;
 mod cli_token;
 mod cluster;
+mod cluster_event;
 pub mod cluster_token;
 mod consumption;
 mod deployment_event;
@@ -19,6 +20,7 @@ mod invoice;
 mod kubeconfig;
 mod load_balancer;
 mod node_group;
+mod plugin;
 mod price;
 mod price_system;
 mod product;
@@ -97,6 +99,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cli_token::routes())
         .merge(api_token::routes())
         .merge(product::routes())
+        .merge(plugin::routes())
         .merge(consumption::routes())
         .merge(invoice::routes())
         .merge(price::routes())
@@ -106,6 +109,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(kubeconfig::routes())
         .merge(load_balancer::routes())
         .merge(deployment_event::routes())
+        .merge(cluster_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
         .merge(quota_control::routes())

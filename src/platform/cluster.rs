@@ -281,17 +281,13 @@ fn keep_control_plane(
     }
     // What is not part of an operation is one of its own: the product has no other name for it.
     let kind = kind.filter(|_| deploys).unwrap_or(OperationKind::Redeploy);
-    for (news, bad) in &upkeep.news {
-        let status = match bad {
-            true => EventStatus::Failed,
-            false => EventStatus::Completed,
-        };
-        let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), status);
-        decision.events.push(event.because(news.clone()));
+    for news in &upkeep.news {
+        let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), news.status);
+        decision.events.push(event.because(news.text.clone()));
         decision.notices.push(Notice {
-            warning: *bad,
+            warning: news.warning,
             reason: "ControlPlaneVM",
-            message: news.clone(),
+            message: news.text.clone(),
         });
     }
     upkeep

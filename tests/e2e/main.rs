@@ -14,12 +14,14 @@ mod kubectl;
 mod real_etcd;
 
 mod access;
+mod cluster_events;
 mod crash;
 mod determinism;
 mod etcd_auth;
 mod etcd_gateway;
 mod etcd_maintenance;
 mod etcd_operations;
+mod etcdctl_commands;
 mod kube_client;
 mod kubernetes;
 mod lifecycle;
