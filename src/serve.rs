@@ -329,6 +329,7 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
                 max_request_bytes: options.max_request_bytes,
                 max_txn_ops: options.max_txn_ops,
                 keyspace_by_cn: options.keyspaces.keyspace_by_cn,
+                keyspace_by_user: options.keyspaces.keyspace_by_user,
                 keyspace_idle_timeout: (!idle.is_zero()).then_some(idle),
                 max_keyspaces: options.keyspaces.max_keyspaces,
                 max_keyspace_pending: options.keyspaces.max_keyspace_pending,

@@ -2,10 +2,11 @@
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "apps.v1.proto",
     "coordination.v1.proto",
     "core.v1.proto",
+    "discovery.v1.proto",
     "intstr.proto",
     "meta.v1.proto",
     "policy.v1.proto",

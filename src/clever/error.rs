@@ -58,6 +58,7 @@ pub const CLUSTER: &str = "KubernetesCluster";
 pub const NODE_GROUP: &str = "KubernetesNodeGroup";
 pub const QUOTA: &str = "KubernetesQuotaReservation";
 pub const LOAD_BALANCER: &str = "LoadBalancer";
+pub const STORAGE: &str = "Storage";
 
 pub const QUOTA_EXCEEDED: &str = "clever.core.quota-exceeded";
 
@@ -173,6 +174,12 @@ impl From<PlatformError> for ApiError {
             PlatformError::LoadBalancerNotFound(id) => {
                 ApiError::not_found(message).about(ErrorContext::Resource {
                     resource_type: LOAD_BALANCER,
+                    resource_name: bounded(id),
+                })
+            }
+            PlatformError::VolumeNotFound(id) => {
+                ApiError::not_found(message).about(ErrorContext::Resource {
+                    resource_type: STORAGE,
                     resource_name: bounded(id),
                 })
             }

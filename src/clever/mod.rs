@@ -11,6 +11,7 @@ mod api_token;
 mod authentication;
 mod cli_token;
 mod cluster;
+mod cluster_event;
 pub mod cluster_token;
 mod consumption;
 mod deployment_event;
@@ -19,12 +20,14 @@ mod kubeconfig;
 mod load_balancer;
 mod node_group;
 mod organisation;
+mod plugin;
 mod price_system;
 mod product;
 mod profile;
 mod quota;
 mod server;
 mod simulation;
+mod storage;
 mod summary;
 mod transport;
 mod version;
@@ -94,6 +97,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cli_token::routes())
         .merge(api_token::routes())
         .merge(product::routes())
+        .merge(plugin::routes())
         .merge(consumption::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())
@@ -101,8 +105,10 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(kubeconfig::routes())
         .merge(load_balancer::routes())
         .merge(deployment_event::routes())
+        .merge(cluster_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
+        .merge(storage::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)
         .method_not_allowed_fallback(transport::wrong_method)

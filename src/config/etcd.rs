@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use crate::etcd::tls::{self, TlsConfig, TlsError, TlsVersion, TlsVersions};
-use crate::etcd::{AutoCompaction, KeyspaceByCn};
+use crate::etcd::{AutoCompaction, KeyspaceByCn, KeyspaceByUser};
 
 /// A URL to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -331,6 +331,16 @@ pub struct KeyspaceOptions {
         default_value = ""
     )]
     pub keyspace_by_cn: KeyspaceByCn,
+
+    /// Which keyspace has a user, and their password: USER=KEYSPACE, separated by commas. Other users
+    /// are the default keyspace's. Whoever has a keyspace by certificate stays there
+    #[arg(
+        long,
+        env = "CKE_KEYSPACE_BY_USER",
+        value_name = "RULES",
+        default_value = ""
+    )]
+    pub keyspace_by_user: KeyspaceByUser,
 
     /// How long a keyspace stays in memory without requests, watches and leases; 0s is for ever
     #[arg(long, env = "CKE_KEYSPACE_IDLE_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::auth::{TokenKind, token};
 use super::auto_compaction::AutoCompaction;
-use super::keyspace_choice::KeyspaceByCn;
+use super::keyspace_choice::{KeyspaceByCn, KeyspaceByUser};
 use super::metrics::Metrics;
 
 /// etcd's, 2 GiB.
@@ -36,6 +36,8 @@ pub struct EtcdConfig {
     pub total_value_cache_bytes: usize,
     /// Which keyspace a client's certificate stands for.
     pub keyspace_by_cn: KeyspaceByCn,
+    /// Which keyspace a user belongs to.
+    pub keyspace_by_user: KeyspaceByUser,
     /// How long a keyspace stays in memory without requests, watches and leases; `None` is for ever. The
     /// default keyspace always stays.
     pub keyspace_idle_timeout: Option<Duration>,
@@ -81,6 +83,7 @@ impl Default for EtcdConfig {
             default_keyspace: String::from("default"),
             total_value_cache_bytes: 1 << 30,
             keyspace_by_cn: KeyspaceByCn::default(),
+            keyspace_by_user: KeyspaceByUser::default(),
             keyspace_idle_timeout: Some(Duration::from_secs(300)),
             max_keyspaces: 100_000,
             max_keyspace_pending: 5_000,

@@ -22,8 +22,9 @@ use super::store::{Store, StoreError};
 
 /// The head is looked at this often even if the store's watch says nothing.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause between two watches of the head: those of one's own commits are many.
-const WATCH_PAUSE: Duration = Duration::from_millis(1);
+/// Pause between two watches of the head. While others write all the time, what they write is taken over in larger
+/// parts; a single write is seen at once.
+const WATCH_PAUSE: Duration = Duration::from_millis(5);
 /// Pause after a failure of the store.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Most leases that one transaction keeps alive.

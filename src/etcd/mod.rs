@@ -29,6 +29,7 @@ mod cache;
 pub mod client;
 mod coalesce;
 mod config;
+mod connection;
 mod encoding;
 mod error;
 mod event;
@@ -64,7 +65,7 @@ mod watch;
 pub use auto_compaction::AutoCompaction;
 pub use config::EtcdConfig;
 pub use error::Error;
-pub use keyspace_choice::KeyspaceByCn;
+pub use keyspace_choice::{KeyspaceByCn, KeyspaceByUser};
 pub use metrics::Metrics;
 pub use server::{Listener, OpenError, ServeError, Server};
 

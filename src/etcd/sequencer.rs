@@ -107,12 +107,15 @@ impl Sequencer {
                     None => std::future::pending().await,
                 }
             };
+            let idle = self.idle();
             tokio::select! {
                 biased;
                 () = closed.cancelled() => return,
                 () = behind => {
                     if let Err(error) = self.catch_up().await {
                         self.pause(&error).await;
+                        // What was told of is still to be seen.
+                        follow.iter().for_each(|follow| follow.behind.notify_one());
                     }
                     continue;
                 }
@@ -122,15 +125,26 @@ impl Sequencer {
                     }
                 }
                 activity = expiry => drop(activity),
+                () = idle => {
+                    if let Err(error) = self.pass().await {
+                        self.pause(&error).await;
+                    }
+                    continue;
+                }
             }
             if waiting.len() == 1 {
                 // Requests that have arrived and were not read yet share the fsync.
                 tokio::task::yield_now().await;
-                while waiting.len() < BATCH_LEN
-                    && let Ok(queued) = self.queue.try_recv()
-                {
-                    waiting.push(queued);
-                }
+            }
+            self.turns.asked();
+            if let Err(error) = self.wait_for_turn().await {
+                // The commit will tell whoever asked.
+                tracing::debug!(keyspace = %self.keyspace.name, %error, "cannot wait for a turn");
+            }
+            while waiting.len() < BATCH_LEN
+                && let Ok(queued) = self.queue.try_recv()
+            {
+                waiting.push(queued);
             }
             match self.due().await {
                 Ok(due) => waiting.extend(due.into_iter().map(|command| Queued {
@@ -174,8 +188,9 @@ impl Sequencer {
         let mut taken: Vec<Queued> = Vec::new();
         loop {
             let (batch, answers) = self.evaluate(&mut taken, waiting).await;
-            let alone = taken.len() == 1 && waiting.is_empty() && self.queue.is_empty();
-            match self.commit(&batch, alone).await {
+            let more = !(waiting.is_empty() && self.queue.is_empty());
+            let alone = taken.len() == 1 && !more;
+            match self.commit(&batch, alone, more).await {
                 Ok(Outcome::Committed) => {
                     let metrics = &self.keyspace.metrics.server;
                     let commands = taken.iter().map(|queued| &queued.command);
@@ -189,11 +204,20 @@ impl Sequencer {
                     }
                     // Whoever has written does not wait for all that are told.
                     self.keyspace.hub.wake(wakes);
-                    return self.give_way().await;
+                    return;
                 }
                 Ok(Outcome::Foreign(_)) => {
-                    if let Err(error) = self.overtaken().await {
+                    let caught_up = match self.overtaken().await {
+                        Ok(()) => self.wait_for_turn().await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = caught_up {
                         return self.fail(taken, &error).await;
+                    }
+                    while taken.len() + waiting.len() < BATCH_LEN
+                        && let Ok(queued) = self.queue.try_recv()
+                    {
+                        waiting.push_back(queued);
                     }
                 }
                 Ok(Outcome::KeptAlive(stamps)) => {
@@ -224,7 +248,7 @@ impl Sequencer {
         drop(self.keyspace.clock.sleep(FAILURE_PAUSE).await);
     }
 
-    /// Evaluates `taken` again, or fills it from `waiting`.
+    /// Evaluates `taken`, again if there is something in it, and fills it from `waiting`.
     async fn evaluate(
         &self,
         taken: &mut Vec<Queued>,
@@ -232,7 +256,6 @@ impl Sequencer {
     ) -> (Batch, Vec<Result<Answer, Error>>) {
         let mut batch = Batch::new(&self.keyspace.state.read());
         let mut answers = Vec::new();
-        let again = !taken.is_empty();
         let mut fetched = Fetched::new();
         let mut fetches = 0;
         loop {
@@ -246,7 +269,7 @@ impl Sequencer {
                 };
                 loop {
                     if answers.len() == taken.len() {
-                        if again || batch.writes.size_bytes() > BATCH_BYTES {
+                        if batch.writes.size_bytes() > BATCH_BYTES {
                             return (batch, answers);
                         }
                         match waiting.pop_front() {
@@ -275,7 +298,13 @@ impl Sequencer {
         }
     }
 
-    async fn commit(&mut self, batch: &Batch, alone: bool) -> Result<Outcome, StoreError> {
+    /// `alone`: nobody waits for anything else. `more`: there is more to be written.
+    async fn commit(
+        &mut self,
+        batch: &Batch,
+        alone: bool,
+        more: bool,
+    ) -> Result<Outcome, StoreError> {
         let store = &self.keyspace.store;
         if batch.is_read_only(&self.keyspace.state.read()) {
             if store.is_shared() {
@@ -297,21 +326,23 @@ impl Sequencer {
         };
         // Measured for the metrics, never decided upon.
         let started = Instant::now();
+        let leave = self.turns.leave(more);
         let request = CommitRequest {
             expected: &self.head,
             next: &next,
             writes: &batch.writes,
             alone,
             known_at: self.known_at,
-            announced: self.turns.announced(),
+            leave,
             at: self.keyspace.clock.now().0,
         };
-        let (outcome, known_at) = self.turns.watch(store, store.commit(&request)).await?;
+        let commit = store.commit(&request);
+        let ((outcome, known_at), others) = self.turns.watch(store, commit).await?;
         self.keyspace.metrics.server.count_commit(started);
         if outcome == Outcome::Committed {
             self.head = next;
             self.known_at = known_at.filter(|_| store.is_shared());
-            self.turns.committed();
+            self.turns.committed(leave, others);
         }
         Ok(outcome)
     }

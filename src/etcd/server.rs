@@ -1,18 +1,14 @@
 //! The server: its keyspaces, and the connections to them.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use parking_lot::{Mutex, RwLock};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -20,18 +16,16 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
+use super::auth::Tokens;
 use super::auth::password::Passwords;
 use super::auth::peer::PeerName;
-use super::auth::{Tokens, Trusted};
 use super::client::{Client, ClientError, Keyspaces};
-use super::coalesce::Coalescing;
 use super::config::EtcdConfig;
+use super::connection::{CONNECTION_WINDOW_BYTES, Connected, STREAM_WINDOW_BYTES};
 use super::error::Error;
-use super::gateway;
-use super::http;
 use super::keyspace::{Keyspace, Limits};
-use super::metrics::rpc::Answered;
-use super::pings::{PingLimit, Pings, UnderWay};
+use super::keyspace_choice::Chosen;
+use super::pings::UnderWay;
 use super::service::{Api, Backend};
 use super::store::{self, Identity, Store, StoreError};
 use super::tls::Tls;
@@ -39,18 +33,8 @@ use crate::clock::Clock;
 
 /// Bytes between the two ends of an in-process connection.
 const IN_PROCESS_BUFFER_BYTES: usize = 1 << 20;
-/// HTTP/2 flow control: what a client may send before it is read, per stream and per connection.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Streams that a client may have cancelled before the server got to them. A client that cancels
-/// many watches at once means no harm.
-const MAX_RESET_STREAMS: usize = 100_000;
-/// Bytes that one stream's answers may have waiting for the network.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// Connections at once of a listener for scrapers and probes.
 const METRICS_CONNECTIONS: usize = 64;
-/// How long an HTTP/1.1 client may take to begin its next request, and to send its head.
-const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
 /// How long a client may take to shake hands.
 const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Pause when the machine has no file descriptor left for a connection.
@@ -170,7 +154,7 @@ impl Inner {
         Ok(())
     }
 
-    fn slot(&self, name: &str) -> Arc<Slot> {
+    pub fn slot(&self, name: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         if let Some(slot) = slots.get(name) {
             return Arc::clone(slot);
@@ -374,6 +358,7 @@ impl Server {
             peer: None,
             trusted: false,
             metrics_only,
+            chosen: (!self.inner.config.keyspace_by_user.is_off()).then(Chosen::default),
             under_way: UnderWay::default(),
         };
         let graceful = GracefulShutdown::new();
@@ -488,7 +473,7 @@ impl Inner {
     }
 
     /// The services of a keyspace.
-    fn api(self: &Arc<Inner>, keyspace: &str, draining: &CancellationToken) -> Api {
+    pub fn api(self: &Arc<Inner>, keyspace: &str, draining: &CancellationToken) -> Api {
         Api::new(Backend {
             server: Arc::clone(self),
             slot: self.slot(keyspace),
@@ -509,6 +494,7 @@ impl Inner {
             peer: None,
             trusted: true,
             metrics_only: false,
+            chosen: None,
             under_way: UnderWay::default(),
         };
         let connection = self.connection(connected, stream);
@@ -552,6 +538,8 @@ impl Inner {
             Some(keyspace) => Connected {
                 api: self.api(keyspace, shutdown),
                 peer,
+                // Nobody leaves the keyspace of their certificate.
+                chosen: None,
                 ..connected
             },
         };
@@ -588,97 +576,5 @@ impl Keyspaces for Server {
             removed.map_err(|error| tonic::Status::from(error).into())
         }
         .boxed()
-    }
-}
-
-/// The services, to one connection.
-#[derive(Clone)]
-struct Connected {
-    api: Api,
-    /// Who the client has proven to be.
-    peer: Option<PeerName>,
-    /// The client is this process itself.
-    trusted: bool,
-    /// The listener is for scrapers and probes alone.
-    metrics_only: bool,
-    under_way: UnderWay,
-}
-
-impl hyper::service::Service<::http::Request<Incoming>> for Connected {
-    type Response = ::http::Response<Answered>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn call(&self, mut request: ::http::Request<Incoming>) -> Self::Future {
-        let api = self.api.clone();
-        if let Some(peer) = &self.peer {
-            request.extensions_mut().insert(peer.clone());
-        }
-        if self.trusted {
-            request.extensions_mut().insert(Trusted);
-        }
-        let metrics_only = self.metrics_only;
-        let begun = self.under_way.begin();
-        async move {
-            let content_type = request.headers().get(::http::header::CONTENT_TYPE);
-            let grpc =
-                content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-            if grpc && !metrics_only {
-                let methods = &api.backend().server.config.metrics.rpc;
-                let (call, request) = methods.start(request);
-                let response = call.answer(api.call(request).await);
-                return Ok(response.map(|body| body.holding(begun)));
-            }
-            let json = gateway::serves(request.uri().path()) && !metrics_only;
-            let mut response = if request.method() == ::http::Method::OPTIONS {
-                http::options()
-            } else if json {
-                gateway::call(api, request).await
-            } else {
-                http::call(api.backend(), &request).await
-            };
-            http::allow_origins(&mut response);
-            Ok(Answered::uncounted(response).map(|body| body.holding(begun)))
-        }
-        .boxed()
-    }
-}
-
-impl Inner {
-    /// One connection, HTTP/2 or HTTP/1.1 as the client begins.
-    fn connection<I>(
-        &self,
-        mut connected: Connected,
-        stream: I,
-    ) -> auto::Connection<'static, TokioIo<Pings<Coalescing<I>>>, Connected, TokioExecutor>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
-        // Clones of one listener's share it.
-        connected.under_way = UnderWay::default();
-        let limit = (!connected.trusted).then(|| PingLimit {
-            clock: self.clock.clone(),
-            interval: self.config.ping_interval,
-            under_way: connected.under_way.clone(),
-        });
-        let stream = Pings::new(Coalescing::new(stream), limit);
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(self.config.keepalive_interval)
-            .keep_alive_timeout(self.config.keepalive_timeout)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_concurrent_streams(self.config.max_concurrent_streams)
-            .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
-            .max_send_buf_size(SEND_BUFFER_BYTES);
-        builder
-            .serve_connection(TokioIo::new(stream), connected)
-            .into_owned()
     }
 }

@@ -7,24 +7,39 @@
 //! interval: renewals would tell nothing that the VMs' state does not, and keep a manual clock from ever being
 //! idle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::api_client::{ApiClient, ApiClientError, At};
+use super::cloud_api::{Accesses, CloudApiError};
+use super::cloud_controller_manager::CloudControllerManager;
+use super::cluster::{Cluster, ClusterRecord};
 use super::component::{Listener, Notice};
-use super::controller_manager::{Outcome, Tools, deployment, disruption, garbage, replica_set};
+use super::controller_manager::{
+    Outcome, Tools, daemon_set, deployment, disruption, endpoints, garbage, node_lifecycle,
+    replica_set, stateful_set, volume,
+};
+use super::csi::Csi;
+use super::namespace::announce_terminating;
 use super::registry::resource::{Kind, Resource};
 use super::registry::{FOREGROUND, ORPHAN};
-use super::{ControlPlane, Kubernetes, KubernetesError, scheduler};
+use super::status::ApiError;
+use super::{Kubernetes, KubernetesError, scheduler};
 use crate::clock::{Clock, Timestamp};
 use crate::infra::work_queue::{WorkQueue, Workers};
 use crate::leader::Term;
 
 /// How long a holder would keep the Lease without renewing it, as Kubernetes' default.
 const LEASE_SECONDS: u32 = 15;
+/// The driver's provisioner, one for each cluster.
+const CSI_INSTANCE: &str = "csi-rbdplugin-provisioner";
+
+const CLAIMS: &str = "/registry/persistentvolumeclaims/";
+const VOLUMES: &str = "/registry/persistentvolumes/";
+const CLASSES: &str = "/registry/storageclasses/";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Controller {
@@ -33,14 +48,30 @@ pub enum Controller {
     Disruption,
     Garbage,
     Scheduler,
+    LoadBalancer,
+    Volume,
+    Csi,
+    Namespace,
+    NodeLifecycle,
+    Endpoints,
+    StatefulSet,
+    DaemonSet,
 }
 
-const ALL: [Controller; 5] = [
+const ALL: [Controller; 13] = [
     Controller::Deployment,
     Controller::ReplicaSet,
     Controller::Disruption,
     Controller::Garbage,
     Controller::Scheduler,
+    Controller::LoadBalancer,
+    Controller::Volume,
+    Controller::Csi,
+    Controller::Namespace,
+    Controller::NodeLifecycle,
+    Controller::Endpoints,
+    Controller::StatefulSet,
+    Controller::DaemonSet,
 ];
 
 impl Controller {
@@ -48,15 +79,24 @@ impl Controller {
     fn component(self) -> &'static str {
         match self {
             Controller::Scheduler => "kube-scheduler",
+            Controller::LoadBalancer => "cloud-controller-manager",
+            Controller::Csi => "rbd-csi-ceph-com",
             _ => "kube-controller-manager",
         }
     }
 
-    fn instances(self, control_plane: &ControlPlane) -> &[String] {
-        match self {
+    /// Who can act as the component now.
+    fn instances(self, record: &ClusterRecord) -> Vec<String> {
+        let control_plane = &record.control_plane;
+        let instances = match self {
             Controller::Scheduler => &control_plane.scheduler,
+            Controller::LoadBalancer => &control_plane.cloud_controller_manager,
+            // It runs in the cluster, not on the control plane.
+            Controller::Csi if record.storage => return vec![String::from(CSI_INSTANCE)],
+            Controller::Csi => return Vec::new(),
             _ => &control_plane.controller_manager,
-        }
+        };
+        instances.clone()
     }
 
     /// Whether the controller looks at the object under `key`, which is `object` now, or gone.
@@ -70,7 +110,32 @@ impl Controller {
                 "/registry/pods/",
                 "/registry/replicasets/",
             ]),
-            Controller::Scheduler => of(&["/registry/pods/", "/registry/minions/"]),
+            Controller::Scheduler => of(&["/registry/pods/", "/registry/minions/", CLAIMS]),
+            Controller::Volume => {
+                let ended = object.is_none_or(|pod| {
+                    let phase = pod["status"]["phase"].as_str().unwrap_or("");
+                    ["Succeeded", "Failed"].contains(&phase)
+                });
+                of(&[CLAIMS, VOLUMES, CLASSES]) || (of(&["/registry/pods/"]) && ended)
+            }
+            Controller::NodeLifecycle => of(&["/registry/minions/"]),
+            Controller::Endpoints => of(&[
+                "/registry/services/",
+                "/registry/endpointslices/",
+                "/registry/pods/",
+            ]),
+            Controller::StatefulSet => of(&["/registry/statefulsets/", "/registry/pods/", CLAIMS]),
+            Controller::DaemonSet => of(&[
+                "/registry/daemonsets/",
+                "/registry/pods/",
+                "/registry/minions/",
+            ]),
+            Controller::Csi => of(&[CLAIMS, VOLUMES, CLASSES]),
+            // A namespace that is being deleted may have waited for it.
+            Controller::Namespace => {
+                object.is_none() && !of(&["/registry/events/", "/registry/leases/"])
+            }
+            Controller::LoadBalancer => of(&["/registry/services/specs/", "/registry/minions/"]),
             Controller::Garbage => {
                 !of(&["/registry/events/", "/registry/leases/"])
                     && object.is_none_or(|object| {
@@ -90,38 +155,83 @@ impl Controller {
 /// Work on the clusters' controllers.
 type Queue = WorkQueue<(String, Controller)>;
 
-impl Listener for Queue {
+/// Controllers that have seen everything that concerns them: until something does, a change of who works
+/// costs them nothing. Bounded by the clusters.
+type Settled = Arc<Mutex<BTreeSet<(String, Controller)>>>;
+
+/// Puts into the queue what changes concern.
+struct Dispatch {
+    queue: Queue,
+    cloud: Arc<CloudControllerManager>,
+    settled: Settled,
+}
+
+impl Dispatch {
+    fn push(&self, cluster: &str, controller: Controller) {
+        let key = (cluster.to_owned(), controller);
+        self.settled.lock().remove(&key);
+        self.queue.push(key);
+    }
+}
+
+impl Listener for Dispatch {
     fn written(&self, cluster: &str, key: &str, object: Option<&Value>) {
         for controller in ALL {
             if controller.is_concerned(key, object) {
-                self.push((cluster.to_owned(), controller));
+                self.push(cluster, controller);
             }
         }
     }
 
-    fn noticed(&self, _: &str, _: Notice) {}
+    fn noticed(&self, cluster: &str, notice: Notice) {
+        let concerned = match notice {
+            Notice::NodeGroups => false,
+            Notice::LoadBalancers => true,
+            // Only who was refused has something to ask for again.
+            Notice::Quota => self.cloud.make_room(cluster),
+        };
+        if concerned {
+            self.push(cluster, Controller::LoadBalancer);
+        }
+    }
 
     fn cluster_changed(&self, cluster: &str) {
         for controller in ALL {
-            self.push((cluster.to_owned(), controller));
+            self.queue.push((cluster.to_owned(), controller));
         }
     }
 }
 
 /// Starts the controllers of every cluster.
-pub async fn start(kubernetes: Kubernetes, clock: Clock, term: &Term) -> Workers {
+pub async fn start(
+    kubernetes: Kubernetes,
+    accesses: Accesses,
+    clock: Clock,
+    term: &Term,
+) -> Workers {
     let queue: Queue = WorkQueue::new(clock.clone(), term.clone());
-    kubernetes.inner.listeners.add(queue.clone());
+    let cloud = Arc::new(CloudControllerManager::new(Arc::clone(&accesses)));
+    let settled = Settled::default();
+    let dispatch = Dispatch {
+        queue: queue.clone(),
+        cloud: Arc::clone(&cloud),
+        settled: Arc::clone(&settled),
+    };
     match kubernetes.cluster_ids().await {
         Ok(clusters) => clusters
             .iter()
-            .for_each(|cluster| queue.cluster_changed(cluster)),
+            .for_each(|cluster| dispatch.cluster_changed(cluster)),
         Err(error) => {
             tracing::warn!(%error, "cannot list clusters: controllers follow their next change");
         }
     }
+    kubernetes.inner.listeners.add(dispatch);
     let controllers = Arc::new(Controllers {
+        // Where other servers write, too, what they write is not always heard of.
+        settled: (kubernetes.inner.instance == 0).then_some(settled),
         kubernetes,
+        cloud,
+        csi: Csi::new(accesses),
         clock,
         holders: Mutex::new(BTreeMap::new()),
     });
@@ -132,15 +242,28 @@ pub async fn start(kubernetes: Kubernetes, clock: Clock, term: &Term) -> Workers
 }
 
 #[derive(Debug, thiserror::Error)]
-enum ControllerError {
+pub enum ControllerError {
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
     #[error(transparent)]
     Api(#[from] ApiClientError),
+    #[error(transparent)]
+    Cloud(#[from] CloudApiError),
+    #[error("the cluster's objects cannot be read: {0}")]
+    Registry(String),
+}
+
+impl From<ApiError> for ControllerError {
+    fn from(error: ApiError) -> Self {
+        ControllerError::Registry(error.message)
+    }
 }
 
 struct Controllers {
     kubernetes: Kubernetes,
+    cloud: Arc<CloudControllerManager>,
+    csi: Csi,
+    settled: Option<Settled>,
     clock: Clock,
     /// Who holds each component's Lease, as last seen: saves looking. Bounded by the clusters.
     holders: Mutex<BTreeMap<(String, &'static str), String>>,
@@ -152,18 +275,28 @@ impl Controllers {
         cluster: &str,
         controller: Controller,
     ) -> Result<Outcome, ControllerError> {
-        let control_plane = match self.kubernetes.load(cluster).await {
-            Ok(found) => found.record.control_plane.clone(),
-            Err(KubernetesError::ClusterNotFound(_)) => ControlPlane::default(),
+        let found = match self.kubernetes.load(cluster).await {
+            Ok(found) => Some(found),
+            Err(KubernetesError::ClusterNotFound(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let instances = controller.instances(&control_plane);
+        let answers = found.filter(|found| found.record.control_plane.serves());
+        let instances = answers
+            .as_ref()
+            .map(|found| controller.instances(&found.record))
+            .unwrap_or_default();
         let key = (cluster.to_owned(), controller.component());
-        if instances.is_empty() || !control_plane.serves() {
+        let Some(found) = answers.filter(|_| !instances.is_empty()) else {
             // Announced again when that changes.
             self.holders.lock().remove(&key);
+            self.unsettle(cluster, controller);
+            match controller {
+                Controller::LoadBalancer => self.cloud.forget(cluster),
+                Controller::Csi => self.csi.forget(cluster),
+                _ => {}
+            }
             return Ok(None);
-        }
+        };
         let user = format!("system:{}", controller.component());
         let now = self.clock.now();
         let tools = Tools {
@@ -172,15 +305,52 @@ impl Controllers {
         };
         let known = self.holders.lock().get(&key).cloned();
         if known.is_none_or(|holder| !instances.contains(&holder)) {
-            let holder = elect(&tools, controller.component(), instances, now).await?;
+            let holder = elect(&tools, controller.component(), &instances, now).await?;
             self.holders.lock().insert(key, holder);
         }
+        let whole = (cluster.to_owned(), controller);
+        if let Some(settled) = &self.settled
+            && !settled.lock().insert(whole)
+        {
+            return Ok(None);
+        }
+        let outcome = self.act(cluster, controller, &found, &tools).await;
+        if !matches!(outcome, Ok(None)) {
+            self.unsettle(cluster, controller);
+        }
+        outcome
+    }
+
+    fn unsettle(&self, cluster: &str, controller: Controller) {
+        if let Some(settled) = &self.settled {
+            settled.lock().remove(&(cluster.to_owned(), controller));
+        }
+    }
+
+    async fn act(
+        &self,
+        cluster: &str,
+        controller: Controller,
+        found: &Cluster,
+        tools: &Tools,
+    ) -> Result<Outcome, ControllerError> {
         Ok(match controller {
-            Controller::Deployment => deployment::reconcile(&tools).await?,
-            Controller::ReplicaSet => replica_set::reconcile(&tools).await?,
-            Controller::Disruption => disruption::reconcile(&tools).await?,
-            Controller::Garbage => garbage::reconcile(&tools).await?,
-            Controller::Scheduler => scheduler::reconcile(&tools).await?,
+            Controller::Deployment => deployment::reconcile(tools).await?,
+            Controller::ReplicaSet => replica_set::reconcile(tools).await?,
+            Controller::Disruption => disruption::reconcile(tools).await?,
+            Controller::Garbage => garbage::reconcile(tools).await?,
+            Controller::Scheduler => scheduler::reconcile(tools).await?,
+            Controller::LoadBalancer => self.cloud.services(cluster, tools).await?,
+            Controller::NodeLifecycle => node_lifecycle::reconcile(tools).await?,
+            Controller::Endpoints => endpoints::reconcile(tools).await?,
+            Controller::StatefulSet => stateful_set::reconcile(tools).await?,
+            Controller::DaemonSet => daemon_set::reconcile(tools).await?,
+            Controller::Volume => volume::reconcile(tools).await?,
+            Controller::Csi => self.csi.reconcile(cluster, tools).await?,
+            Controller::Namespace => {
+                announce_terminating(found).await?;
+                None
+            }
         })
     }
 }
@@ -261,18 +431,30 @@ mod tests {
                 Controller::ReplicaSet,
                 Controller::Disruption,
                 Controller::Scheduler,
+                Controller::Endpoints,
+                Controller::StatefulSet,
+                Controller::DaemonSet,
             ],
         );
         check(
             "/registry/deployments/default/web",
             None,
-            &[Controller::Deployment, Controller::Garbage],
+            &[
+                Controller::Deployment,
+                Controller::Garbage,
+                Controller::Namespace,
+            ],
         );
         check("/registry/events/default/web.1", None, &[]);
         check(
             "/registry/minions/n",
             Some(json!({})),
-            &[Controller::Scheduler],
+            &[
+                Controller::Scheduler,
+                Controller::LoadBalancer,
+                Controller::NodeLifecycle,
+                Controller::DaemonSet,
+            ],
         );
     }
 }

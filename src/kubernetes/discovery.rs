@@ -6,12 +6,13 @@ use super::registry::resource::{RESOURCES, Resource};
 
 /// Groups other than the core one, each with its one version.
 fn groups() -> Vec<(&'static str, &'static str)> {
-    let mut groups: Vec<_> = RESOURCES
-        .iter()
-        .filter(|resource| !resource.group.is_empty())
-        .map(|resource| (resource.group, resource.version))
-        .collect();
-    groups.dedup();
+    let mut groups = Vec::new();
+    for resource in RESOURCES.iter().filter(|it| !it.group.is_empty()) {
+        let group = (resource.group, resource.version);
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
     groups
 }
 

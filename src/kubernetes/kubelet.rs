@@ -13,6 +13,7 @@ mod pods;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -23,14 +24,14 @@ use serde_json::{Value, json};
 
 use super::api_client::{ApiClient, ApiClientError};
 use super::component::Bell;
-use super::controller_manager::{Outcome, Tools};
+use super::controller_manager::{Outcome, Tools, sooner};
 use super::registry::resource::{Kind, Resource};
 use super::registry::seconds;
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
 use crate::infra::record::Record;
 use crate::infra::work_queue::{WorkQueue, Workers};
-use crate::infra::{Cloud, Observed, Requested, Vm};
+use crate::infra::{Cloud, CloudError, Observed, Requested, Vm};
 use crate::leader::Term;
 
 /// Memory that the kubelet keeps from pods, in KiB (contract clever-api 4.4).
@@ -39,6 +40,8 @@ const RESERVED_MEMORY_KIB: u64 = 100 * 1024;
 const EPHEMERAL_STORAGE_KIB: u64 = 40_971_488;
 const EVICTION_THRESHOLD_KIB: u64 = 4_097_149;
 const PODS: u32 = 110;
+/// Without a heartbeat for so long a node counts as lost (`--node-monitor-grace-period`).
+const HEARTBEAT_GRACE: Duration = Duration::from_secs(50);
 /// On every Node that a simulated kubelet made, and on no other.
 const ROLE_LABEL: &str = "clever-cloud.com/cluster-node-role";
 
@@ -67,6 +70,8 @@ enum KubeletError {
     Api(Box<kube::Error>),
     #[error(transparent)]
     Pods(#[from] ApiClientError),
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
     #[error("a node cannot be written: {0}")]
     Encode(#[from] serde_json::Error),
 }
@@ -159,15 +164,17 @@ impl Kubelets {
 
     /// Makes the cluster's Nodes those of its running VMs, and their pods what they are to be.
     async fn reconcile(&self, cluster: &str) -> Result<Outcome, KubeletError> {
-        match self.kubernetes.load(cluster).await {
-            Ok(found) if found.record.control_plane.serves() => {}
+        let watched = match self.kubernetes.load(cluster).await {
+            Ok(found) if found.record.control_plane.serves() => {
+                !found.record.control_plane.controller_manager.is_empty()
+            }
             // Looked at again when that changes.
             Ok(_) | Err(KubernetesError::ClusterNotFound(_)) => {
                 self.clients.lock().remove(cluster);
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
-        }
+        };
         let mut wanted: BTreeMap<String, (Arc<Vm>, KubeletGuest)> = BTreeMap::new();
         for vm in self.cloud.list_vms() {
             if !vm.is_running() || vm.requested == Requested::Deleted {
@@ -177,10 +184,16 @@ impl Kubelets {
                 wanted.insert(guest.node_name.clone(), (vm, guest));
             }
         }
-        let hosts: BTreeMap<String, Ipv4Addr> = wanted
+        let machines: BTreeMap<String, Arc<Vm>> = wanted
             .iter()
-            .map(|(name, (vm, _))| (name.clone(), vm.address))
+            .filter(|(_, (vm, _))| vm.reachable)
+            .map(|(name, (vm, _))| (name.clone(), Arc::clone(vm)))
             .collect();
+        let hosts: BTreeMap<String, Ipv4Addr> = machines
+            .iter()
+            .map(|(name, vm)| (name.clone(), vm.address))
+            .collect();
+        let mut wake = None;
         let nodes: Api<Node> = Api::all(self.client(cluster).await?);
         let present = nodes
             .list(&ListParams::default().labels(ROLE_LABEL))
@@ -194,10 +207,17 @@ impl Kubelets {
                     delete(&nodes, &name).await?;
                     wanted.extend(guest_of(&vm).map(|guest| (name, (vm, guest))));
                 }
-                Some((vm, guest)) => self.update(&nodes, &node, &vm, &guest).await?,
+                Some((vm, guest)) if vm.reachable => {
+                    self.update(&nodes, &node, &vm, &guest).await?;
+                }
+                Some((vm, _)) if watched => {
+                    wake = sooner(wake, self.miss(&nodes, &node, &vm).await?);
+                }
+                // Nobody looks for heartbeats; once somebody does, it is looked at again.
+                Some(_) => {}
             }
         }
-        for (vm, guest) in wanted.values() {
+        for (vm, guest) in wanted.values().filter(|(vm, _)| vm.reachable) {
             self.register(&nodes, vm, guest).await?;
         }
         let tools = Tools {
@@ -211,7 +231,56 @@ impl Kubelets {
             .iter()
             .map(super::registry::name_of)
             .collect();
-        Ok(pods::reconcile(&tools, &hosts, &present).await?)
+        let (due, mut loads) = pods::reconcile(&tools, &hosts, &present).await?;
+        for (name, vm) in &machines {
+            let load = loads.remove(name).unwrap_or_default();
+            if vm.guest_load != load {
+                match self.cloud.report_guest_load(&vm.spec.id, load).await {
+                    Err(CloudError::VmNotFound(_)) => {}
+                    outcome => outcome?,
+                }
+            }
+        }
+        Ok(sooner(wake, due))
+    }
+
+    /// What the node lifecycle controller concludes when a node's heartbeats stay away. No heartbeat is
+    /// ever written, so it is concluded here, from what would have kept it away.
+    async fn miss(
+        &self,
+        nodes: &Api<Node>,
+        present: &Node,
+        vm: &Vm,
+    ) -> Result<Outcome, KubeletError> {
+        let now = self.clock.now();
+        let due = vm.reachability_changed_at.saturating_add(HEARTBEAT_GRACE);
+        if now < due {
+            return Ok(Some(due));
+        }
+        let mut status = serde_json::to_value(&present.status)?;
+        let mut changed = false;
+        for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+            if condition["status"] != "Unknown" {
+                changed = true;
+                condition["status"] = json!("Unknown");
+                condition["reason"] = json!("NodeStatusUnknown");
+                condition["message"] = json!("Kubelet stopped posting node status.");
+                condition["lastTransitionTime"] = json!(seconds(now));
+            }
+        }
+        if changed {
+            let patch = json!({"status": {"conditions": status["conditions"]}});
+            let name = present.metadata.name.as_deref().unwrap_or("");
+            let parameters = PatchParams::default();
+            match nodes
+                .patch_status(name, &parameters, &Patch::Merge(patch))
+                .await
+            {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                outcome => drop(outcome?),
+            }
+        }
+        Ok(None)
     }
 
     async fn register(
@@ -234,15 +303,27 @@ impl Kubelets {
         vm: &Vm,
         guest: &KubeletGuest,
     ) -> Result<(), KubeletError> {
-        let info = present
-            .status
-            .as_ref()
-            .and_then(|status| status.node_info.as_ref());
-        if info.is_some_and(|info| info.kubelet_version == guest.version) {
+        let now = self.clock.now();
+        let mut fresh = node(vm, guest, now);
+        let mut change = json!({});
+        let status = present.status.as_ref();
+        let info = status.and_then(|status| status.node_info.as_ref());
+        if info.is_none_or(|info| info.kubelet_version != guest.version) {
+            change["nodeInfo"] = fresh["status"]["nodeInfo"].take();
+        }
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        let unknown = |it: &k8s_openapi::api::core::v1::NodeCondition| it.status == "Unknown";
+        if conditions.into_iter().flatten().any(unknown) {
+            let mut conditions = fresh["status"]["conditions"].take();
+            for condition in conditions.as_array_mut().into_iter().flatten() {
+                condition["lastTransitionTime"] = json!(seconds(now));
+            }
+            change["conditions"] = conditions;
+        }
+        if change == json!({}) {
             return Ok(());
         }
-        let fresh = node(vm, guest, self.clock.now());
-        let patch = json!({"status": {"nodeInfo": fresh["status"]["nodeInfo"]}});
+        let patch = json!({"status": change});
         nodes
             .patch_status(
                 &guest.node_name,

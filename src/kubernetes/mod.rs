@@ -11,11 +11,13 @@ mod api;
 pub mod api_client;
 mod body;
 pub mod cloud_api;
+pub mod cloud_controller_manager;
 mod cluster;
 pub mod component;
 pub mod control_plane;
 pub mod controller;
 pub mod controller_manager;
+pub mod csi;
 mod discovery;
 pub mod drain;
 pub mod event;
@@ -27,6 +29,7 @@ pub mod node_group_operator;
 mod openapi;
 mod pki;
 mod protobuf;
+mod refusal;
 pub mod registry;
 mod request;
 pub mod scheduler;
@@ -39,8 +42,6 @@ use std::sync::Arc;
 use etcd_proto::etcdserverpb::{TxnRequest, WatchCreateRequest};
 use etcd_proto::mvccpb::event::EventType as WatchEventType;
 use parking_lot::Mutex;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +51,7 @@ pub use self::drain::Drain;
 pub use self::event::{EventSubject, EventType};
 use self::namespace::NamespaceQueue;
 use self::pki::{Pair, PkiError};
+use self::registry::draws::Draws;
 use self::registry::resource::{Kind, Resource};
 use self::registry::{Place, Registry};
 use self::status::ApiError;
@@ -349,7 +351,7 @@ impl Kubernetes {
                     None => Arc::new(Registry::new(
                         self.inner.keyspaces.client(id),
                         self.inner.clock.clone(),
-                        self.random(id),
+                        self.draws(id),
                         self.on_write(id),
                     )),
                 };
@@ -430,14 +432,14 @@ impl Kubernetes {
     }
 
     /// Of its own for each cluster and start, so that no uid comes twice.
-    fn random(&self, id: &str) -> ChaCha8Rng {
+    fn draws(&self, id: &str) -> Draws {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
         hash.update(self.inner.seed.to_be_bytes());
         hash.update(self.inner.instance.to_be_bytes());
         hash.update(id.as_bytes());
         hash.update(self.inner.clock.now().0.to_be_bytes());
-        ChaCha8Rng::from_seed(hash.finalize().into())
+        Draws::new(hash.finalize().into())
     }
 
     async fn change(&self, id: &str, change: impl Fn(&mut ClusterRecord)) -> Result<()> {

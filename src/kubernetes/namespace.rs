@@ -86,7 +86,8 @@ pub async fn run(cluster: Arc<Cluster>, mut announced: Announced) {
     }
 }
 
-async fn announce_terminating(cluster: &Cluster) -> Result<(), ApiError> {
+/// Announces every namespace that is being deleted: what it waits for may be gone.
+pub(super) async fn announce_terminating(cluster: &Cluster) -> Result<(), ApiError> {
     let place = Place {
         resource: Resource::of_kind(Kind::Namespace),
         namespace: None,

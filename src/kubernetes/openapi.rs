@@ -96,6 +96,7 @@ fn schema_name(resource: &Resource) -> String {
         "" => format!("io.k8s.api.core.v1.{}", resource.kind),
         "apps" => format!("io.k8s.api.apps.v1.{}", resource.kind),
         "coordination.k8s.io" => format!("io.k8s.api.coordination.v1.{}", resource.kind),
+        "discovery.k8s.io" => format!("io.k8s.api.discovery.v1.{}", resource.kind),
         "policy" => format!("io.k8s.api.policy.v1.{}", resource.kind),
         "storage.k8s.io" => format!("io.k8s.api.storage.v1.{}", resource.kind),
         _ => format!(

@@ -101,6 +101,7 @@ fn message_of(api_version: &str, kind: &str) -> Option<String> {
         ("v1", _) => "k8s.core.v1",
         ("apps/v1", _) => "k8s.apps.v1",
         ("coordination.k8s.io/v1", _) => "k8s.coordination.v1",
+        ("discovery.k8s.io/v1", _) => "k8s.discovery.v1",
         ("policy/v1", _) => "k8s.policy.v1",
         ("storage.k8s.io/v1", _) => "k8s.storage.v1",
         _ => return None,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::api_client::{ApiClientError, At};
+use super::controller_manager::volume::{SELECTED_NODE, claims_of, waits_for_consumer};
 use super::controller_manager::{Outcome, Tools};
 use super::registry::resource::{Kind, Resource};
 use super::registry::selector::matches_requirement;
@@ -20,9 +21,37 @@ pub async fn reconcile(tools: &Tools) -> Result<Outcome, ApiClientError> {
     }
     let nodes = tools.api.list(Resource::of_kind(Kind::Node)).await?;
     let mut used = used(&pods);
+    let mounts = pending.iter().any(|pod| claims_of(pod).next().is_some());
+    let (claims, classes) = if mounts {
+        (
+            tools
+                .api
+                .list(Resource::of_kind(Kind::PersistentVolumeClaim))
+                .await?,
+            tools
+                .api
+                .list(Resource::of_kind(Kind::StorageClass))
+                .await?,
+        )
+    } else {
+        Default::default()
+    };
     for pod in pending {
-        match choose(pod, &nodes, &used) {
-            Ok(node) => {
+        let chosen = match mounted(pod, &claims, &classes) {
+            Mounts::Refused(why) => Err(unavailable(nodes.len(), &why)),
+            Mounts::Bound => choose(pod, &nodes, &used).map(Some),
+            Mounts::Lazy(waiting) => match choose(pod, &nodes, &used) {
+                Ok(node) => {
+                    select(tools, waiting, &node).await?;
+                    Ok(None)
+                }
+                Err(why) => Err(why),
+            },
+        };
+        match chosen {
+            // Its claims are being bound: their change brings it back here.
+            Ok(None) => {}
+            Ok(Some(node)) => {
                 let target = json!({"kind": "Node", "apiVersion": "v1", "name": node});
                 let binding = json!({
                     "kind": "Binding", "apiVersion": "v1",
@@ -44,6 +73,74 @@ pub async fn reconcile(tools: &Tools) -> Result<Outcome, ApiClientError> {
         }
     }
     Ok(None)
+}
+
+/// What a pod's claims let it do.
+#[derive(Debug, PartialEq)]
+enum Mounts<'a> {
+    Bound,
+    /// These are bound once the pod has a node in sight.
+    Lazy(Vec<&'a Value>),
+    Refused(String),
+}
+
+fn mounted<'a>(pod: &Value, claims: &'a [Value], classes: &[Value]) -> Mounts<'a> {
+    let namespace = &pod["metadata"]["namespace"];
+    let mut lazy = Vec::new();
+    for name in claims_of(pod) {
+        let named = |claim: &&Value| {
+            claim["metadata"]["name"] == name && claim["metadata"]["namespace"] == *namespace
+        };
+        let Some(claim) = claims.iter().find(named) else {
+            return Mounts::Refused(format!("persistentvolumeclaim {name:?} not found"));
+        };
+        if !claim["metadata"]["deletionTimestamp"].is_null() {
+            let why = format!("persistentvolumeclaim {name:?} is being deleted");
+            return Mounts::Refused(why);
+        }
+        match claim["status"]["phase"].as_str() {
+            Some("Bound") => {}
+            Some("Lost") => {
+                let volume = claim["spec"]["volumeName"].as_str().unwrap_or("");
+                return Mounts::Refused(format!(
+                    "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
+                ));
+            }
+            _ if waits_for_consumer(claim, classes) => lazy.push(claim),
+            _ if claim["metadata"]["annotations"][SELECTED_NODE].is_string() => lazy.push(claim),
+            _ => {
+                let why = "pod has unbound immediate PersistentVolumeClaims";
+                return Mounts::Refused(why.to_owned());
+            }
+        }
+    }
+    if lazy.is_empty() {
+        Mounts::Bound
+    } else {
+        Mounts::Lazy(lazy)
+    }
+}
+
+/// Tells whoever binds the claims that their pod is to run on the node.
+async fn select(tools: &Tools, claims: Vec<&Value>, node: &str) -> Result<(), ApiClientError> {
+    for claim in claims {
+        if claim["metadata"]["annotations"][SELECTED_NODE].is_string() {
+            continue;
+        }
+        let mut next = claim.clone();
+        next["metadata"]["annotations"][SELECTED_NODE] = json!(node);
+        let at = At::of(Resource::of_kind(Kind::PersistentVolumeClaim), claim);
+        match tools.api.replace(at, &next).await {
+            Err(error) if error.is_stale() => {}
+            outcome => drop(outcome?),
+        }
+    }
+    Ok(())
+}
+
+/// As kube-scheduler says what keeps a pod from every node.
+fn unavailable(nodes: usize, why: &str) -> String {
+    format!("0/{nodes} nodes are available: {why}.")
 }
 
 fn is_pending(pod: &Value) -> bool {
@@ -282,16 +379,15 @@ fn preference(node: &Value) -> i64 {
 
 /// Why the pod may not be on the node, room aside.
 fn unfit(pod: &Value, node: &Value) -> Option<String> {
-    let (metadata, spec) = (&node["metadata"], &node["spec"]);
-    if spec["unschedulable"] == true {
+    let spec = &node["spec"];
+    let cordon = json!({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"});
+    if spec["unschedulable"] == true && !tolerates(pod, &cordon) {
         return Some(String::from("node(s) were unschedulable"));
     }
-    for taint in spec["taints"].as_array().into_iter().flatten() {
-        if taint["effect"] != "PreferNoSchedule" && !tolerates(pod, taint) {
-            let key = taint["key"].as_str().unwrap_or("");
-            let value = taint["value"].as_str().unwrap_or("");
-            return Some(format!("node(s) had untolerated taint {{{key}: {value}}}"));
-        }
+    if let Some(taint) = untolerated(pod, node, &["NoSchedule", "NoExecute"]) {
+        let key = taint["key"].as_str().unwrap_or("");
+        let value = taint["value"].as_str().unwrap_or("");
+        return Some(format!("node(s) had untolerated taint {{{key}: {value}}}"));
     }
     let conditions = node["status"]["conditions"].as_array();
     let ready = conditions
@@ -301,6 +397,23 @@ fn unfit(pod: &Value, node: &Value) -> Option<String> {
     if !ready {
         return Some(String::from("node(s) were not ready"));
     }
+    (!matches_node(pod, node))
+        .then(|| String::from("node(s) didn't match Pod's node affinity/selector"))
+}
+
+/// A taint of these effects that keeps the pod from the node.
+pub fn untolerated<'a>(pod: &Value, node: &'a Value, effects: &[&str]) -> Option<&'a Value> {
+    let taints = node["spec"]["taints"].as_array();
+    let mut taints = taints.into_iter().flatten();
+    taints.find(|taint| {
+        let effect = taint["effect"].as_str().unwrap_or("");
+        effects.contains(&effect) && !tolerates(pod, taint)
+    })
+}
+
+/// Whether the node is one that the pod asks for, by its selector and its required affinity.
+pub fn matches_node(pod: &Value, node: &Value) -> bool {
+    let metadata = &node["metadata"];
     let wanted = pod["spec"]["nodeSelector"].as_object();
     let selected = wanted
         .into_iter()
@@ -322,8 +435,7 @@ fn unfit(pod: &Value, node: &Value) -> Option<String> {
                     && fields.into_iter().all(|it| matches_requirement(it, &name))
             })
         });
-    (!selected || !affine)
-        .then(|| String::from("node(s) didn't match Pod's node affinity/selector"))
+    selected && affine
 }
 
 fn tolerates(pod: &Value, taint: &Value) -> bool {
@@ -331,15 +443,18 @@ fn tolerates(pod: &Value, taint: &Value) -> bool {
         .as_array()
         .into_iter()
         .flatten()
-        .any(|toleration| {
-            let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
-            let effect = text(&toleration["effect"]);
-            let key = text(&toleration["key"]);
-            let exists = toleration["operator"] == "Exists";
-            (effect.is_empty() || effect == text(&taint["effect"]))
-                && (key == text(&taint["key"]) || (key.is_empty() && exists))
-                && (exists || text(&toleration["value"]) == text(&taint["value"]))
-        })
+        .any(|toleration| is_tolerated(toleration, taint))
+}
+
+/// Whether the toleration is about the taint.
+pub fn is_tolerated(toleration: &Value, taint: &Value) -> bool {
+    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+    let effect = text(&toleration["effect"]);
+    let key = text(&toleration["key"]);
+    let exists = toleration["operator"] == "Exists";
+    (effect.is_empty() || effect == text(&taint["effect"]))
+        && (key == text(&taint["key"]) || (key.is_empty() && exists))
+        && (exists || text(&toleration["value"]) == text(&taint["value"]))
 }
 
 #[cfg(test)]
@@ -442,8 +557,15 @@ mod tests {
         check(
             &closed,
             &[],
-            json!({"tolerations": [{"operator": "Exists"}]}),
+            json!({"tolerations": [{"key": "gpu", "operator": "Exists"}]}),
             Ok("b"),
+        );
+        // As a DaemonSet's pod does.
+        check(
+            &closed,
+            &[],
+            json!({"tolerations": [{"operator": "Exists"}]}),
+            Ok("a"),
         );
         let affinity = |zone: &str| {
             json!({"affinity": {"nodeAffinity": {

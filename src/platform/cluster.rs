@@ -139,6 +139,8 @@ pub enum Act {
     CreateLoadBalancerNetwork,
     ProvisionKubernetes,
     SetKubernetesVersion(String),
+    /// The StorageClass appears in the cluster.
+    EnableStorage,
     CreateVm(Box<ControlPlaneVm>),
     CreateLoadBalancer,
     RotateCertificates,
@@ -146,6 +148,7 @@ pub enum Act {
     DeleteKubernetes,
     DeleteLoadBalancer,
     DeleteNetworks,
+    DeleteVolumes,
 }
 
 /// What to do: the acts, in order, then the change of the record, with its events.
@@ -278,17 +281,13 @@ fn keep_control_plane(
     }
     // What is not part of an operation is one of its own: the product has no other name for it.
     let kind = kind.filter(|_| deploys).unwrap_or(OperationKind::Redeploy);
-    for (news, bad) in &upkeep.news {
-        let status = match bad {
-            true => EventStatus::Failed,
-            false => EventStatus::Completed,
-        };
-        let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), status);
-        decision.events.push(event.because(news.clone()));
+    for news in &upkeep.news {
+        let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), news.status);
+        decision.events.push(event.because(news.text.clone()));
         decision.notices.push(Notice {
-            warning: *bad,
+            warning: news.warning,
             reason: "ControlPlaneVM",
-            message: news.clone(),
+            message: news.text.clone(),
         });
     }
     upkeep
@@ -485,6 +484,7 @@ fn end_step(next: &mut Cluster, seen: &Seen, kind: OperationKind, step: Step, ac
             next.running_version = next.version.clone();
         }
         (_, Step::Storage) => {
+            acts.push(Act::EnableStorage);
             next.features.csi = true;
             next.storage_usage_bytes = Some(0);
         }
@@ -525,6 +525,7 @@ fn delete(next: &mut Cluster, seen: &Seen, now: Timestamp, decision: &mut Decisi
         Act::DeleteKubernetes,
         Act::DeleteLoadBalancer,
         Act::DeleteNetworks,
+        Act::DeleteVolumes,
     ]);
     next.status = ClusterStatus::Deleted;
     next.operation = None;

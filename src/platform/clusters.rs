@@ -2,6 +2,7 @@
 
 use super::catalog::{AVAILABLE_VERSIONS, known_version, version_order};
 use super::cluster::Operation;
+use super::cluster_event::ClusterEvent;
 use super::creation;
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
 use super::error::PlatformError;
@@ -9,7 +10,7 @@ use super::model::{
     Cluster, ClusterId, ClusterPatch, ClusterStatus, ClusterView, CreateCluster, Features,
     FeaturesPatch, KubeconfigType, OwnerId, VersionCheck,
 };
-use super::store::{Change, Versioned, is_listed};
+use super::store::{Change, is_listed};
 use super::{ATTEMPTS, Platform, Result, contention, validation};
 use crate::clock::Timestamp;
 
@@ -61,7 +62,7 @@ impl Platform {
             change.ledger(&ledger)?;
             let event =
                 DeploymentEvent::new(now, OperationKind::Create, None, EventStatus::Started);
-            change.cluster(&mut cluster, 0, &[event])?;
+            change.cluster(None, &mut cluster, &[event])?;
             for vm in &cluster.control_plane {
                 if let Some(name) = &vm.node_name {
                     change.take_name(&cluster.id, name, &vm.id)?;
@@ -277,6 +278,17 @@ impl Platform {
         self.store().events(id, limit).await
     }
 
+    /// What the cluster is made of and what became of it, newest first.
+    pub async fn cluster_events(
+        &self,
+        owner: &OwnerId,
+        id: &ClusterId,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, ClusterEvent)>> {
+        self.store().cluster(owner, id).await?;
+        self.store().cluster_events(id, limit).await
+    }
+
     pub async fn version_check(&self, owner: &OwnerId, id: &ClusterId) -> Result<VersionCheck> {
         let cluster = self.store().cluster(owner, id).await?.value;
         let latest = self.catalog().latest_version();
@@ -331,7 +343,8 @@ impl Platform {
         .await
     }
 
-    async fn view(&self, cluster: Cluster) -> Result<ClusterView> {
+    async fn view(&self, mut cluster: Cluster) -> Result<ClusterView> {
+        cluster.storage_usage_bytes = self.storage_usage(&cluster).await?;
         let node_groups = self.store().node_groups(&cluster.id).await?;
         Ok(ClusterView {
             cluster,
@@ -347,17 +360,15 @@ impl Platform {
         change: impl Fn(&Cluster, Timestamp) -> Result<Option<(Cluster, Vec<DeploymentEvent>)>>,
     ) -> Result<ClusterView> {
         for _ in 0..ATTEMPTS {
-            let Versioned {
-                value, revision, ..
-            } = self.store().cluster(owner, id).await?;
-            let Some((mut next, events)) = change(&value, self.now())? else {
-                return self.view(value).await;
+            let before = self.store().cluster(owner, id).await?;
+            let Some((mut next, events)) = change(&before.value, self.now())? else {
+                return self.view(before.value).await;
             };
-            if next == value && events.is_empty() {
-                return self.view(value).await;
+            if next == before.value && events.is_empty() {
+                return self.view(before.value).await;
             }
             let mut record = Change::new();
-            record.cluster(&mut next, revision, &events)?;
+            record.cluster(Some(&before), &mut next, &events)?;
             if self.store().commit(record).await? {
                 return self.view(next).await;
             }

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::infra::Datacenter;
 use crate::kubernetes::{ControlPlane, Drain};
 
+use super::deployment_event::EventStatus;
 use super::model::{
     Cluster, ClusterId, Component, ControlPlaneVm, Flavor, RolePool, Topology, TopologyKind,
 };
@@ -135,13 +136,32 @@ pub struct View<'a> {
     pub version: &'a str,
 }
 
+/// What happened to one VM, for people.
+#[derive(Debug)]
+pub struct News {
+    pub text: String,
+    /// Of the VM's replacement.
+    pub status: EventStatus,
+    /// Something failed, or is missing.
+    pub warning: bool,
+}
+
+impl News {
+    fn new(status: EventStatus, text: String) -> News {
+        News {
+            text,
+            status,
+            warning: status == EventStatus::Failed,
+        }
+    }
+}
+
 /// What there is to do, and to tell.
 #[derive(Debug, Default)]
 pub struct Upkeep {
     pub create: Vec<ControlPlaneVm>,
     pub delete: Vec<String>,
-    /// What happened, for people; and whether it is bad.
-    pub news: Vec<(String, bool)>,
+    pub news: Vec<News>,
     /// A change of one VM came to its end.
     pub progress: bool,
     /// As many VMs as are asked for serve, all as they should be, and nothing changes.
@@ -176,17 +196,17 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
         upkeep.delete.extend(walk.delete);
         upkeep.progress |= !walk.took_over.is_empty();
         for name in walk.failed {
-            let news = format!("{name} did not start: another takes its place");
-            upkeep.news.push((news, true));
+            let text = format!("{name} did not start: another takes its place");
+            upkeep.news.push(News::new(EventStatus::Failed, text));
         }
         for (new, old) in walk.took_over {
-            let news = format!("{new} serves: {old} is drained and deleted");
-            upkeep.news.push((news, false));
+            let text = format!("{new} serves: {old} is drained and deleted");
+            upkeep.news.push(News::new(EventStatus::Started, text));
         }
         for vm in walk.struck {
             if let Some(by) = vm.life.leaving.and_then(|leaving| leaving.replaced_by) {
-                let news = format!("{} is replaced by {by}", vm.name);
-                upkeep.news.push((news, false));
+                let text = format!("{} is replaced by {by}", vm.name);
+                upkeep.news.push(News::new(EventStatus::Completed, text));
             }
         }
         let add = |own: &mut Vec<ControlPlaneVm>, pool: &mut RolePool, site, replaces| {
@@ -226,8 +246,11 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
                 Reason::Unhealthy => "does not answer",
                 Reason::Outdated => "is to be renewed",
             };
-            let news = format!("{old_name} {why}: {name} is to take its place");
-            upkeep.news.push((news, reason == Reason::Unhealthy));
+            let text = format!("{old_name} {why}: {name} is to take its place");
+            upkeep.news.push(News {
+                warning: reason == Reason::Unhealthy,
+                ..News::new(EventStatus::Started, text)
+            });
         }
         let at_rest = replacement::is_at_rest(&own, role.replicas, &sight);
         if at_rest {

@@ -40,6 +40,9 @@ pub enum PlatformError {
     /// 404; also for another owner's.
     #[error("Load balancer {0} not found")]
     LoadBalancerNotFound(String),
+    /// 404; also for another owner's.
+    #[error("Storage {0} not found")]
+    VolumeNotFound(String),
     /// 412: the state does not allow it now.
     #[error("{reason}")]
     WrongState { reason: String },

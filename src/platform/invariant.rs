@@ -105,9 +105,12 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
         }
     }
     for group in &snapshot.node_groups {
-        let nodes = u32::try_from(group.nodes.len()).unwrap_or(u32::MAX);
-        let most = Resources::of(group.flavor, group.target_node_count.max(nodes));
-        let least = Resources::of(group.flavor, group.target_node_count.min(nodes));
+        // Successors, and those whose place they took, are for nobody's account.
+        let counted = group.nodes.iter().filter(|node| node.counts()).count();
+        let counted = u32::try_from(counted).unwrap_or(u32::MAX);
+        let target = group.target_node_count;
+        let most = Resources::of(group.flavor, target);
+        let least = Resources::of(group.flavor, target.min(counted));
         let unbounded = Resources {
             vcpus: u64::MAX,
             ram_gb: u64::MAX,

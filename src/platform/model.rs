@@ -494,6 +494,11 @@ impl Cluster {
         )
     }
 
+    /// Of the network that joins the control plane to the load balancers.
+    pub fn load_balancer_network_id(&self) -> String {
+        format!("lbnetwork_{}", self.id.ulid())
+    }
+
     /// Whether the control plane was deployed once: workers can join.
     pub fn can_take_nodes(&self) -> bool {
         self.deployed_step >= Some(Step::ControlPlaneBundle) && !self.is_going()

@@ -246,7 +246,8 @@ fn leave<R: Replica>(
         return true;
     };
     if !leaving.drained {
-        let gone = matches!(state, VmState::Absent | VmState::Deleting);
+        // Nothing was ever on a VM that never ran, and nobody can be asked about it.
+        let gone = !state.is_running();
         let forced = drain.is_some() && must_force(leaving, state, sight.now);
         leaving.drained = gone || forced || drain == Some(Drain::Drained);
     }
@@ -415,14 +416,15 @@ pub fn refuse<R: Replica>(
     rule: placement::Rule,
     now: Timestamp,
 ) {
-    let others: Vec<Datacenter> = pool
-        .iter()
-        .filter(|other| other.id() != id && !other.is_leaving())
-        .map(Replica::datacenter)
-        .collect();
-    let Some(replica) = pool.iter_mut().find(|replica| replica.id() == id) else {
+    let Some(index) = pool.iter().position(|replica| replica.id() == id) else {
         return;
     };
+    let predecessor = pool[index].life().replaces.clone();
+    let stays = |other: &&R| {
+        other.id() != id && Some(other.id()) != predecessor.as_deref() && !other.is_leaving()
+    };
+    let others: Vec<Datacenter> = pool.iter().filter(stays).map(Replica::datacenter).collect();
+    let replica = &mut pool[index];
     let site = replica.datacenter();
     replica.life_mut().refused.insert(site);
     let open: BTreeSet<Datacenter> = Datacenter::ALL

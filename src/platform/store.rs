@@ -11,6 +11,7 @@
 //! | `credits/<owner>` | [`Credits`] |
 //! | `removed-node-groups/<cluster>/<node group>` | [`RemovedNodeGroup`]: for invoices, for ever |
 //! | `events/<cluster>/<time>/<source>/<number>` | [`DeploymentEvent`] |
+//! | `cluster-events/<cluster>/<time>/<source>/<number>` | [`Told`]: the unified events of one change |
 //!
 //! Every change is one transaction that compares the mod revisions of what it was decided from. What
 //! belongs together changes together: a record, its events, its names, its line in the ledger.
@@ -29,6 +30,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, prefix_range, put};
 use crate::infra::{self, reflector::Reflector};
 
+use super::cluster_event::{self, ClusterEvent, Told};
 use super::credit::Credits;
 use super::deployment_event::DeploymentEvent;
 use super::error::PlatformError;
@@ -46,6 +48,8 @@ pub const RATES: &str = "/cke/rates";
 const CREDITS: &str = "/cke/credits/";
 const REMOVED_NODE_GROUPS: &str = "/cke/removed-node-groups/";
 const EVENTS: &str = "/cke/events/";
+/// Not in view: they are read when asked for.
+const CLUSTER_EVENTS: &str = "/cke/cluster-events/";
 
 type Result<T> = std::result::Result<T, PlatformError>;
 
@@ -225,6 +229,15 @@ pub struct Versioned<T> {
 pub struct Change {
     compare: Vec<Compare>,
     operations: Vec<RequestOp>,
+    told: Vec<Telling>,
+}
+
+/// The unified events of a record's change; the time of the commit makes them a [`Told`].
+struct Telling {
+    cluster: ClusterId,
+    source: String,
+    number: u64,
+    events: Vec<ClusterEvent>,
 }
 
 impl Change {
@@ -245,15 +258,18 @@ impl Change {
         self.compare.push(mod_revision_is(key, cluster.revision));
     }
 
-    /// Writes the record, and the events that it now counts. `revision` is that of the record before.
+    /// Writes the record, and the events that it now counts.
     pub fn cluster(
         &mut self,
+        before: Option<&Versioned<Cluster>>,
         cluster: &mut Cluster,
-        revision: i64,
         events: &[DeploymentEvent],
     ) -> Result<()> {
         let id = cluster.id.clone();
+        let told = cluster_event::of_cluster(before.map(|it| &it.value), cluster, events);
+        self.tell(&id, id.as_str(), &mut cluster.events, told);
         self.events(&id, id.as_str(), &mut cluster.events, events)?;
+        let revision = before.map_or(0, |before| before.revision);
         self.write(cluster_key(&cluster.owner, &id), revision, cluster)
     }
 
@@ -266,6 +282,8 @@ impl Change {
     ) -> Result<()> {
         self.node_names(before.map(|before| &before.value), group)?;
         let source = group.id.clone();
+        let told = cluster_event::of_node_group(before.map(|it| &it.value), Some(group));
+        self.tell(&group.cluster, source.as_str(), &mut group.events, told);
         self.events(&group.cluster, source.as_str(), &mut group.events, events)?;
         let key = node_group_key(&group.cluster, &group.id);
         self.write(key, before.map_or(0, |before| before.revision), group)
@@ -281,6 +299,8 @@ impl Change {
         last.nodes.clear();
         self.node_names(Some(&before.value), last)?;
         let source = last.id.clone();
+        let told = cluster_event::of_node_group(Some(&before.value), None);
+        self.tell(&last.cluster, source.as_str(), &mut last.events, told);
         self.events(&last.cluster, source.as_str(), &mut last.events, events)?;
         let key = node_group_key(&last.cluster, &last.id);
         self.compare
@@ -349,6 +369,26 @@ impl Change {
         self.operations.push(delete(key));
     }
 
+    /// All unified events of a record's change are one key: hundreds of nodes may change at once.
+    fn tell(
+        &mut self,
+        cluster: &ClusterId,
+        source: &str,
+        counter: &mut u64,
+        events: Vec<ClusterEvent>,
+    ) {
+        if events.is_empty() {
+            return;
+        }
+        self.told.push(Telling {
+            cluster: cluster.clone(),
+            source: source.to_owned(),
+            number: *counter,
+            events,
+        });
+        *counter += 1;
+    }
+
     /// Events are in the order of their keys: time, source, number.
     fn events(
         &mut self,
@@ -395,8 +435,19 @@ impl Store {
         let Change {
             compare,
             mut operations,
+            told,
         } = change;
-        operations.push(infra::stamp(self.clock.now()));
+        let at = self.clock.now();
+        for telling in told {
+            let (cluster, source, number) = (telling.cluster, telling.source, telling.number);
+            let key = format!(
+                "{CLUSTER_EVENTS}{cluster}/{:015}/{source}/{number:010}",
+                at.0
+            );
+            let events = telling.events;
+            operations.push(put(key, encode(&Told { at, events })?));
+        }
+        operations.push(infra::stamp(at));
         let response = self
             .client
             .txn(TxnRequest {
@@ -529,7 +580,29 @@ impl Store {
 
     /// Newest first.
     pub async fn events(&self, cluster: &ClusterId, limit: usize) -> Result<Vec<DeploymentEvent>> {
-        let (key, range_end) = prefix_range(Bytes::from(format!("{EVENTS}{cluster}/")));
+        self.newest(format!("{EVENTS}{cluster}/"), limit).await
+    }
+
+    /// Newest first.
+    pub async fn cluster_events(
+        &self,
+        cluster: &ClusterId,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, ClusterEvent)>> {
+        // Each has at least one.
+        let told: Vec<Told> = self
+            .newest(format!("{CLUSTER_EVENTS}{cluster}/"), limit)
+            .await?;
+        let dated = |told: Told| {
+            let events = told.events.into_iter().rev();
+            events.map(move |event| (told.at, event))
+        };
+        Ok(told.into_iter().flat_map(dated).take(limit).collect())
+    }
+
+    /// The last of what is under a prefix, in the order of keys, backwards.
+    async fn newest<T: DeserializeOwned>(&self, prefix: String, limit: usize) -> Result<Vec<T>> {
+        let (key, range_end) = prefix_range(Bytes::from(prefix));
         let response = self
             .client
             .range(RangeRequest {

@@ -137,7 +137,8 @@ impl Actors {
         let (kubernetes, cloud) = (self.kubernetes.clone(), self.cloud.clone());
         kubernetes.dismiss_components();
         let (accesses, clock) = (self.accesses.clone(), self.clock.clone());
-        let cluster_controllers = controller::start(kubernetes.clone(), clock.clone(), &term).await;
+        let cluster_controllers =
+            controller::start(kubernetes.clone(), accesses.clone(), clock.clone(), &term).await;
         Acting {
             node_group_operators: node_group_operator::start(
                 kubernetes.clone(),

@@ -2,17 +2,23 @@
 //!
 //! A client like any other: it knows the REST and control APIs of a server, and nothing inside one.
 
+mod check;
 pub(crate) mod client;
+mod clusters;
+mod expectation;
 mod junit;
+mod names;
 mod runner;
 mod scenario;
 mod server;
 
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use futures::stream::{self, StreamExt as _};
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -148,6 +154,9 @@ enum SimCommand {
         /// On this server, whose clock stands still, instead
         #[arg(long, value_name = "URL")]
         server: Option<String>,
+        /// How many at once, at most; as many as there are processors, unless given
+        #[arg(long, value_name = "N", conflicts_with = "server")]
+        jobs: Option<NonZeroUsize>,
         /// Write how each step went as JUnit XML
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
@@ -351,9 +360,10 @@ impl SimOptions {
             SimCommand::Run {
                 scenarios,
                 server,
+                jobs,
                 junit,
                 history,
-            } => run(&scenarios, server.as_deref(), junit, history).await,
+            } => run(&scenarios, server.as_deref(), jobs, junit, history).await,
         }
     }
 }
@@ -390,23 +400,25 @@ async fn events(client: &Client, since: Option<u64>, follow: bool) -> Result<(),
 async fn run(
     paths: &[PathBuf],
     server: Option<&str>,
+    jobs: Option<NonZeroUsize>,
     junit: Option<PathBuf>,
     history: Option<PathBuf>,
 ) -> Result<(), SimError> {
     // All are read before one is run.
     let scenarios = paths.iter().map(|path| Scenario::read(path));
     let scenarios: Vec<Scenario> = scenarios.collect::<Result<_, _>>()?;
+    let jobs = match server {
+        // Scenarios would see one another there.
+        Some(_) => 1,
+        None => jobs
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get),
+    };
+    let runs = scenarios.iter().map(|scenario| run_one(scenario, server));
+    let mut runs = stream::iter(runs).buffered(jobs);
     let mut reports = Vec::new();
-    for scenario in &scenarios {
-        let own = match server {
-            Some(_) => None,
-            None => Some(Server::start(scenario.seed).await?),
-        };
-        let url = own
-            .as_ref()
-            .map_or(server.unwrap_or_default(), |own| &own.url);
-        let runner = Runner::new(Client::new(url, SEED_API_TOKEN)?, SEED_ORGANISATION_ID);
-        let report = runner.run(scenario).await;
+    while let Some(report) = runs.next().await {
+        let report = report?;
         tell(&report);
         reports.push(report);
     }
@@ -424,6 +436,18 @@ async fn run(
         return Err(SimError::Failed { failed, count });
     }
     Ok(())
+}
+
+async fn run_one(scenario: &Scenario, server: Option<&str>) -> Result<Report, SimError> {
+    let own = match server {
+        Some(_) => None,
+        None => Some(Server::start(scenario.seed).await?),
+    };
+    let url = own
+        .as_ref()
+        .map_or(server.unwrap_or_default(), |own| &own.url);
+    let runner = Runner::new(Client::new(url, SEED_API_TOKEN)?, SEED_ORGANISATION_ID);
+    Ok(runner.run(scenario).await)
 }
 
 fn tell(report: &Report) {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::client::{Client, ClientError};
-use super::scenario::{
-    AnswerIs, Call, ClusterIs, Expectation, HasHappened, Hold, InvariantsHold, NodeGroupIs,
-    Scenario, Step,
-};
+use super::client::{Answer, Client, ClientError};
+use super::clusters::{ClusterError, Clusters};
+use super::expectation::Expectation;
+use super::names::{Names, UnknownName};
+use super::scenario::{Call, CreateNodeGroup, KubernetesCall, Scenario, SetLoad, Step};
 
 /// Happenings shown when a step fails; the newest.
 const SHOWN: usize = 40;
@@ -19,6 +19,10 @@ const SHOWN: usize = 40;
 pub enum StepError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Name(#[from] UnknownName),
     #[error("{0}")]
     Unmet(String),
     #[error(
@@ -53,20 +57,22 @@ impl Report {
 }
 
 pub struct Runner {
-    client: Client,
-    /// What `${name}` stands for.
-    names: BTreeMap<String, String>,
-    history: Vec<String>,
+    pub(super) client: Client,
+    pub(super) clusters: Clusters,
+    pub(super) names: Names,
+    pub(super) history: Vec<String>,
     /// How much of the history was there when the last step that expects ended.
-    judged: usize,
+    pub(super) judged: usize,
     next: u64,
 }
 
 impl Runner {
     pub fn new(client: Client, organisation: &str) -> Runner {
-        let names = BTreeMap::from([(String::from("org"), organisation.to_owned())]);
+        let mut names = Names::default();
+        names.save("org", organisation);
         Runner {
             client,
+            clusters: Clusters::default(),
             names,
             history: Vec::new(),
             judged: 0,
@@ -103,16 +109,15 @@ impl Runner {
 
     async fn step(&mut self, step: &Step) -> Result<(), StepError> {
         if let Some(body) = &step.create_cluster {
-            let path = String::from("/v4/kubernetes/organisations/${org}/clusters");
-            self.create(path, body, "").await?;
+            self.create_cluster(body).await?;
         } else if let Some(group) = &step.create_node_group {
-            let cluster = self.name(&group.cluster)?;
-            let path =
-                format!("/v4/kubernetes/organisations/${{org}}/clusters/{cluster}/node-groups");
-            let prefix = format!("{}.", group.cluster);
-            self.create(path, &group.body, &prefix).await?;
+            self.create_node_group(group).await?;
         } else if let Some(call) = &step.call {
             self.call(call).await?;
+        } else if let Some(call) = &step.kubernetes {
+            self.call_kubernetes(call).await?;
+        } else if let Some(load) = &step.load {
+            self.load(load).await?;
         } else if let Some(duration) = step.advance {
             self.advance(duration, &step.throughout).await?;
         } else if let Some(expectations) = &step.expect {
@@ -138,58 +143,114 @@ impl Runner {
         text
     }
 
-    async fn create(
-        &mut self,
-        path: String,
-        body: &Map<String, Value>,
-        prefix: &str,
-    ) -> Result<(), StepError> {
-        let name = body.get("name").and_then(Value::as_str).unwrap_or_default();
-        let call = Call {
-            method: String::from("POST"),
-            path,
-            body: Some(Value::Object(body.clone())),
-            status: None,
-            save: BTreeMap::from([(format!("{prefix}{name}"), String::from("/id"))]),
-        };
-        self.call(&call).await
+    async fn create_cluster(&mut self, body: &Map<String, Value>) -> Result<(), StepError> {
+        let name = name_in(body);
+        let path = String::from("/v4/kubernetes/organisations/${org}/clusters");
+        let cluster = self.call(&creation(path, name, body)).await?;
+        for group in cluster["nodeGroups"].as_array().into_iter().flatten() {
+            if let (Some(group), Some(id)) = (group["name"].as_str(), group["id"].as_str()) {
+                self.names.save(&format!("{name}.{group}"), id);
+            }
+        }
+        Ok(())
     }
 
-    async fn call(&mut self, call: &Call) -> Result<(), StepError> {
-        let path = self.fill(&call.path)?;
-        let body = call
-            .body
-            .as_ref()
-            .map(|body| self.fill_all(body))
-            .transpose()?;
-        let method = Method::from_bytes(call.method.as_bytes())
-            .map_err(|_| StepError::Unmet(format!("`{}` is not a method", call.method)))?;
+    async fn create_node_group(&mut self, group: &CreateNodeGroup) -> Result<(), StepError> {
+        let path = format!("{}/node-groups", self.names.cluster(&group.cluster)?);
+        let name = format!("{}.{}", group.cluster, name_in(&group.body));
+        self.call(&creation(path, &name, &group.body))
+            .await
+            .map(drop)
+    }
+
+    /// Returns the answer.
+    async fn call(&mut self, call: &Call) -> Result<Value, StepError> {
+        let path = self.names.fill(&call.path)?;
+        let body = call.body.as_ref();
+        let body = body.map(|body| self.names.fill_all(body)).transpose()?;
+        let method = method(&call.method)?;
         let answer = self.client.send(&method, &path, body.as_ref()).await?;
+        self.take(&call.method, &path, &answer, call.status, &call.save)
+    }
+
+    async fn call_kubernetes(&mut self, call: &KubernetesCall) -> Result<Value, StepError> {
+        let path = self.names.fill(&call.path)?;
+        let body = call.body.as_ref();
+        let body = body.map(|body| self.names.fill_all(body)).transpose()?;
+        let cluster = self.names.cluster(&call.cluster)?;
+        let (clusters, method) = (&mut self.clusters, method(&call.method)?);
+        let asked = clusters.send(&self.client, &cluster, &method, &path, body.as_ref());
+        let answer = asked.await?;
+        self.take(&call.method, &path, &answer, call.status, &call.save)
+    }
+
+    /// Judges an answer, and keeps what is to be kept of it.
+    fn take(
+        &mut self,
+        method: &str,
+        path: &str,
+        answer: &Answer,
+        wanted: Option<u16>,
+        save: &BTreeMap<String, String>,
+    ) -> Result<Value, StepError> {
         let status = answer.status.as_u16();
-        let as_wanted = match call.status {
-            Some(wanted) => status == wanted,
-            None => answer.status.is_success(),
-        };
+        let as_wanted = wanted.map_or(answer.status.is_success(), |wanted| status == wanted);
         if !as_wanted {
-            let wanted = call
-                .status
-                .map_or(String::from("a success"), |it| it.to_string());
+            let wanted = wanted.map_or(String::from("a success"), |it| it.to_string());
             return Err(StepError::Unmet(format!(
                 "{method} {path} answers {status}, not {wanted}: {}",
                 answer.text()
             )));
         }
         let answer = answer.json();
-        for (name, pointer) in &call.save {
+        for (name, pointer) in save {
             let value = answer.pointer(pointer).ok_or_else(|| {
                 StepError::Unmet(format!(
                     "nothing at {pointer} in the answer of {path}: {answer}"
                 ))
             })?;
-            let text = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            self.names.insert(name.clone(), text);
+            let text = value.as_str().map(str::to_owned);
+            self.names
+                .save(name, &text.unwrap_or_else(|| value.to_string()));
+        }
+        Ok(answer)
+    }
+
+    /// Spreads a load over the VMs of a group that answer; takes it from the others.
+    async fn load(&mut self, load: &SetLoad) -> Result<(), StepError> {
+        let group = self.names.get(&load.node_group)?;
+        let vms = self.client.json(&Method::GET, "/_sim/vms", None).await?;
+        let (mut bearing, mut idle) = (Vec::new(), Vec::new());
+        for vm in vms.as_array().into_iter().flatten() {
+            let id = vm["id"].as_str().unwrap_or_default();
+            if vm["nodeGroup"] != group.as_str() {
+                continue;
+            }
+            let list = match vm["reachable"].as_bool() {
+                Some(true) => &mut bearing,
+                _ => &mut idle,
+            };
+            list.push(id);
+        }
+        if bearing.is_empty() {
+            let reason = format!("no VM of {} answers", load.node_group);
+            return Err(StepError::Unmet(reason));
+        }
+        let count = bearing.len() as u64;
+        let share =
+            |total: u64, index: usize| total / count + u64::from((index as u64) < total % count);
+        let shares = bearing.iter().enumerate().map(|(index, id)| {
+            let cpu = share(load.cpu_millis, index);
+            let memory = share(load.memory_kib, index);
+            (*id, json!({"cpuMillis": cpu, "memoryKib": memory}))
+        });
+        let nothing = || json!({"cpuMillis": 0, "memoryKib": 0});
+        let all: Vec<_> = shares
+            .chain(idle.iter().map(|id| (*id, nothing())))
+            .collect();
+        for (id, body) in all {
+            let path = format!("/_sim/vms/{id}/load");
+            self.client.json(&Method::PUT, &path, Some(&body)).await?;
         }
         Ok(())
     }
@@ -276,174 +337,26 @@ impl Runner {
             now = self.jump(duration_until(now, end)).await?;
         }
     }
+}
 
-    /// The first that is not met, and why.
-    async fn check_all(
-        &self,
-        expectations: &[Expectation],
-    ) -> Result<Result<(), String>, StepError> {
-        for expectation in expectations {
-            let checked = match expectation {
-                Expectation::Cluster(wanted) => self.check_cluster(wanted).await?,
-                Expectation::NodeGroup(wanted) => self.check_node_group(wanted).await?,
-                Expectation::Answer(wanted) => self.check_answer(wanted).await?,
-                Expectation::Happened(wanted) => self.check_happened(wanted),
-                Expectation::Invariants(InvariantsHold {
-                    invariants: Hold::Hold,
-                }) => self.check_invariants().await?,
-            };
-            if checked.is_err() {
-                return Ok(checked);
-            }
-        }
-        Ok(Ok(()))
-    }
+fn name_in(body: &Map<String, Value>) -> &str {
+    body.get("name").and_then(Value::as_str).unwrap_or_default()
+}
 
-    async fn check_cluster(&self, wanted: &ClusterIs) -> Result<Result<(), String>, StepError> {
-        let id = self.name(&wanted.cluster)?;
-        let path = self.fill(&format!(
-            "/v4/kubernetes/organisations/${{org}}/clusters/{id}"
-        ))?;
-        let answer = self.client.send(&Method::GET, &path, None).await?;
-        let found = match answer.status.as_u16() {
-            404 => String::from("DELETED"),
-            _ => answer.json()["status"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned(),
-        };
-        Ok(if found == wanted.status {
-            Ok(())
-        } else {
-            Err(format!(
-                "cluster {} is {found}, not {}",
-                wanted.cluster, wanted.status
-            ))
-        })
+/// The request for something whose id is known by `name` from then on.
+fn creation(path: String, name: &str, body: &Map<String, Value>) -> Call {
+    Call {
+        method: String::from("POST"),
+        path,
+        body: Some(Value::Object(body.clone())),
+        status: None,
+        save: BTreeMap::from([(name.to_owned(), String::from("/id"))]),
     }
+}
 
-    async fn check_node_group(
-        &self,
-        wanted: &NodeGroupIs,
-    ) -> Result<Result<(), String>, StepError> {
-        let group = &wanted.node_group;
-        let cluster = group.split('.').next().unwrap_or_default();
-        let (cluster, id) = (self.name(cluster)?, self.name(group)?);
-        let path = self.fill(&format!(
-            "/v4/kubernetes/organisations/${{org}}/clusters/{cluster}/node-groups/{id}"
-        ))?;
-        let answer = self.client.send(&Method::GET, &path, None).await?;
-        let found = answer.json();
-        let status = match answer.status.as_u16() {
-            404 => "DELETED",
-            _ => found["status"].as_str().unwrap_or_default(),
-        };
-        if let Some(wanted) = wanted.status.as_deref().filter(|wanted| *wanted != status) {
-            return Ok(Err(format!("node group {group} is {status}, not {wanted}")));
-        }
-        let count = found["currentNodeCount"].as_u64();
-        if wanted.current_node_count.is_some() && count != wanted.current_node_count {
-            let wanted = wanted.current_node_count.unwrap_or_default();
-            let count = count.map_or(String::from("no"), |count| count.to_string());
-            return Ok(Err(format!(
-                "node group {group} has {count} nodes, not {wanted}"
-            )));
-        }
-        Ok(Ok(()))
-    }
-
-    async fn check_answer(&self, wanted: &AnswerIs) -> Result<Result<(), String>, StepError> {
-        let path = self.fill(&wanted.answer)?;
-        let answer = self.client.send(&Method::GET, &path, None).await?;
-        let status = answer.status.as_u16();
-        if status != wanted.status.unwrap_or(200) {
-            return Ok(Err(format!("{path} answers {status}: {}", answer.text())));
-        }
-        let body = answer.json();
-        for (pointer, value) in &wanted.values {
-            let value = self.fill_all(value)?;
-            let found = body.pointer(pointer);
-            if found != Some(&value) {
-                let found = found.map_or(String::from("nothing"), Value::to_string);
-                return Ok(Err(format!("{path} has {found} at {pointer}, not {value}")));
-            }
-        }
-        Ok(Ok(()))
-    }
-
-    fn check_happened(&self, wanted: &HasHappened) -> Result<(), String> {
-        let since = &self.history[self.judged.min(self.history.len())..];
-        let matching = since.iter().filter(|line| {
-            let happening: Value = serde_json::from_str(line).unwrap_or_default();
-            happening["kind"] == wanted.happened.as_str()
-                && wanted
-                    .values
-                    .iter()
-                    .all(|(pointer, value)| happening.pointer(pointer) == Some(value))
-        });
-        let found = matching.count();
-        if found < wanted.times {
-            return Err(format!(
-                "{} {} with {} happened, not {}",
-                found,
-                wanted.happened,
-                json!(wanted.values),
-                wanted.times
-            ));
-        }
-        Ok(())
-    }
-
-    async fn check_invariants(&self) -> Result<Result<(), String>, StepError> {
-        let broken = self
-            .client
-            .json(&Method::GET, "/_sim/invariants", None)
-            .await?;
-        Ok(if broken == json!([]) {
-            Ok(())
-        } else {
-            Err(format!("broken invariants: {broken}"))
-        })
-    }
-
-    fn name(&self, name: &str) -> Result<String, StepError> {
-        let found = self.names.get(name).cloned();
-        found.ok_or_else(|| StepError::Unmet(format!("nothing was created or saved as `{name}`")))
-    }
-
-    /// Replaces every `${name}`.
-    fn fill(&self, text: &str) -> Result<String, StepError> {
-        let mut filled = String::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once("${") {
-            filled.push_str(before);
-            let Some((name, after)) = after.split_once('}') else {
-                return Err(StepError::Unmet(format!(
-                    "`${{` without an end in `{text}`"
-                )));
-            };
-            filled.push_str(&self.name(name)?);
-            rest = after;
-        }
-        filled.push_str(rest);
-        Ok(filled)
-    }
-
-    fn fill_all(&self, value: &Value) -> Result<Value, StepError> {
-        Ok(match value {
-            Value::String(text) => Value::String(self.fill(text)?),
-            Value::Array(items) => items
-                .iter()
-                .map(|item| self.fill_all(item))
-                .collect::<Result<_, _>>()?,
-            Value::Object(object) => object
-                .iter()
-                .map(|(key, item)| Ok((key.clone(), self.fill_all(item)?)))
-                .collect::<Result<Map<_, _>, StepError>>()?
-                .into(),
-            other => other.clone(),
-        })
-    }
+fn method(text: &str) -> Result<Method, StepError> {
+    Method::from_bytes(text.as_bytes())
+        .map_err(|_| StepError::Unmet(format!("`{text}` is not a method")))
 }
 
 /// What the clock reads, since the epoch.

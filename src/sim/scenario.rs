@@ -20,7 +20,7 @@
 //! ```
 //!
 //! `${org}` is the seed organisation; a cluster's name stands for its id, and `<cluster>.<group>` for a
-//! node group's.
+//! node group's. What can be expected is in [`super::expectation`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use super::expectation::Expectation;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
@@ -53,7 +55,7 @@ pub struct Scenario {
     pub steps: Vec<Step>,
 }
 
-/// One of `createCluster`, `createNodeGroup`, `call`, `advance` and `expect`.
+/// One of `createCluster`, `createNodeGroup`, `call`, `kubernetes`, `load`, `advance` and `expect`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Step {
@@ -63,6 +65,9 @@ pub struct Step {
     pub create_cluster: Option<Map<String, Value>>,
     pub create_node_group: Option<CreateNodeGroup>,
     pub call: Option<Call>,
+    /// A request to a cluster's Kubernetes API, as its admin.
+    pub kubernetes: Option<KubernetesCall>,
+    pub load: Option<SetLoad>,
     /// How far the clock goes.
     #[serde(deserialize_with = "duration")]
     pub advance: Option<Duration>,
@@ -101,80 +106,41 @@ pub struct Call {
     pub save: BTreeMap<String, String>,
 }
 
-fn get() -> String {
-    String::from("GET")
-}
-
-/// Something that must be true: of a cluster, a node group, an answer, the history, or of all.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub enum Expectation {
-    NodeGroup(NodeGroupIs),
-    Cluster(ClusterIs),
-    Answer(AnswerIs),
-    Happened(HasHappened),
-    Invariants(InvariantsHold),
-}
-
+/// A request to a cluster's Kubernetes API.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ClusterIs {
+pub struct KubernetesCall {
+    /// Name of the cluster.
     pub cluster: String,
-    /// `DELETED` is also true of one that is not there any more.
-    pub status: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NodeGroupIs {
-    /// `<cluster>.<group>`.
-    pub node_group: String,
+    #[serde(default = "get")]
+    pub method: String,
+    /// Such as `/api/v1/namespaces`.
+    pub path: String,
     #[serde(default)]
-    pub status: Option<String>,
-    #[serde(default)]
-    pub current_node_count: Option<u64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AnswerIs {
-    /// A path to GET.
-    pub answer: String,
+    pub body: Option<Value>,
+    /// What the answer must be; a success unless given.
     #[serde(default)]
     pub status: Option<u16>,
-    /// Values in the answer, by JSON pointer.
+    /// Names for values in the answer, by JSON pointer.
     #[serde(default)]
-    pub values: BTreeMap<String, Value>,
+    pub save: BTreeMap<String, String>,
 }
 
-/// Something happened since the last step but one that expects.
+/// What users do to a node group: a load, spread evenly over the VMs of it that answer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HasHappened {
-    /// Kind of the record, as the event stream names it.
-    pub happened: String,
-    /// Values in the event, by JSON pointer.
+pub struct SetLoad {
+    /// `<cluster>.<group>`.
+    pub node_group: String,
+    /// Of all together, in thousandths of a vCPU.
     #[serde(default)]
-    pub values: BTreeMap<String, Value>,
-    /// How often at least; once unless given.
-    #[serde(default = "once")]
-    pub times: usize,
+    pub cpu_millis: u64,
+    #[serde(default)]
+    pub memory_kib: u64,
 }
 
-fn once() -> usize {
-    1
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InvariantsHold {
-    pub invariants: Hold,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Hold {
-    Hold,
+fn get() -> String {
+    String::from("GET")
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(
@@ -216,12 +182,14 @@ impl Step {
             self.create_cluster.is_some(),
             self.create_node_group.is_some(),
             self.call.is_some(),
+            self.kubernetes.is_some(),
+            self.load.is_some(),
             self.advance.is_some(),
             self.expect.is_some(),
         ];
         if acts.into_iter().filter(|is_given| *is_given).count() != 1 {
             return Err(
-                "a step is one of createCluster, createNodeGroup, call, advance and expect",
+                "a step is one of createCluster, createNodeGroup, call, kubernetes, load, advance and expect",
             );
         }
         if self.within.is_some() && self.expect.is_none() {
@@ -259,6 +227,15 @@ impl Step {
         }
         if let Some(call) = &self.call {
             return format!("{} {}", call.method, call.path);
+        }
+        if let Some(call) = &self.kubernetes {
+            return format!("{} {} in {}", call.method, call.path, call.cluster);
+        }
+        if let Some(load) = &self.load {
+            return format!(
+                "{} millis and {} KiB of load on {}",
+                load.cpu_millis, load.memory_kib, load.node_group
+            );
         }
         if let Some(duration) = self.advance {
             return format!("advance {}", humantime::format_duration(duration));
@@ -309,7 +286,15 @@ mod tests {
             Err("`throughout`"),
         );
         check("createCluster: {flavor: XS}", Err("needs a name"));
-        check("expect: [{cluster: demo}]", Err(""));
+        check(
+            "kubernetes: {cluster: demo, path: /version}",
+            Ok("GET /version in demo"),
+        );
+        check(
+            "load: {nodeGroup: demo.w, cpuMillis: 2500}",
+            Ok("2500 millis and 0 KiB of load on demo.w"),
+        );
+        check("expect: [{cluster: demo}]", Err("missing field `status`"));
         check("destroy: all", Err("destroy"));
     }
 }

@@ -221,3 +221,111 @@ fn a_bad_deployment_is_refused_with_kube_apiservers_text() {
     assert_eq!(kubectl.apply(&good), "deployment.apps/web unchanged\n");
     cke.finish();
 }
+
+#[test]
+fn pods_press_for_more_nodes() {
+    let cke = Cke::start(FAST);
+    let group = json!({"name": "workers", "flavor": "XS", "targetNodeCount": 1, "minNodeCount": 1,
+        "maxNodeCount": 3, "autoscalingEnabled": true});
+    let id = cke.create(&json!({"name": "demo", "nodeGroups": [group],
+        "features": {"autoscalingEnabled": true}}));
+    let path = format!("/clusters/{id}");
+    let ready = |count: u64| {
+        move |cluster: &Value| {
+            let group = &cluster["nodeGroups"][0];
+            cluster["status"] == "ACTIVE"
+                && group["status"] == "READY"
+                && group["currentNodeCount"] == count
+        }
+    };
+    cke.wait_until(&path, ready(1));
+    let kubeconfig = cke.kubernetes("GET", &format!("{path}/kubeconfig.yaml"), None);
+    let kubectl = Kubectl::new(&kubeconfig.body);
+    // Two of them fill a node of 6 vCPU; the third has to wait for another.
+    let create = ["create", "deployment", "web", "--image=nginx:alpine"];
+    kubectl.ok(&create);
+    kubectl.ok(&[
+        "set",
+        "resources",
+        "deployment",
+        "web",
+        "--requests=cpu=3,memory=1Gi",
+    ]);
+    kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    kubectl.ok(&["scale", "deployment", "web", "--replicas=3"]);
+    cke.wait_until(&path, ready(2));
+    let running = |pods: &[Value]| {
+        pods.len() == 3 && pods.iter().all(|pod| pod["status"]["phase"] == "Running")
+    };
+    wait_for_pods(&kubectl, running);
+    // What they request is what their nodes have to do.
+    let loads = || {
+        let vms = cke
+            .request("GET", &format!("/_sim/vms?cluster={id}"), None)
+            .ok();
+        let vms = vms.as_array().expect("a list").iter();
+        let mut loads: Vec<u64> = vms
+            .filter(|vm| vm["nodeGroup"].is_string())
+            .map(|vm| vm["load"]["cpuMillis"].as_u64().expect("a load"))
+            .collect();
+        loads.sort_unstable();
+        loads
+    };
+    let started = Instant::now();
+    while loads() != [3_000, 6_000] {
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", loads());
+    }
+    cke.finish();
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_not_ready_until_it_does() {
+    let cke = Cke::start("manual");
+    let id = cke.create(&json!({"name": "demo",
+        "nodeGroups": [{"name": "workers", "flavor": "XS", "targetNodeCount": 1}]}));
+    let path = format!("/clusters/{id}");
+    for _ in 0..40 {
+        cke.advance(10);
+        let cluster = cke.get(&path);
+        if cluster["status"] == "ACTIVE" && cluster["nodeGroups"][0]["status"] == "READY" {
+            break;
+        }
+    }
+    let kubeconfig = cke.kubernetes("GET", &format!("{path}/kubeconfig.yaml"), None);
+    let kubectl = Kubectl::new(&kubeconfig.body);
+    kubectl.ok(&["create", "deployment", "web", "--image=nginx:alpine"]);
+    cke.advance(10);
+    let ready = |expect: &str| {
+        let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
+        let conditions = pods["items"][0]["status"]["conditions"].as_array().cloned();
+        let conditions = conditions.unwrap_or_default();
+        let found = conditions.iter().find(|it| it["type"] == "Ready");
+        assert_eq!(found.expect("a condition")["status"], expect, "{pods:#}");
+    };
+    ready("True");
+    let node = cke.get(&path)["nodeGroups"][0]["nodes"][0].clone();
+    let vm = format!("/_sim/vms/{}", text(&node["id"]));
+    cke.request("POST", &format!("{vm}/wedge"), None).ok();
+    cke.advance(49);
+    let nodes = kubectl.ok(&["get", "nodes"]);
+    assert!(!nodes.contains("NotReady"), "{nodes}");
+    cke.advance(2);
+    let nodes = kubectl.ok(&["get", "nodes"]);
+    assert!(nodes.contains("NotReady"), "{nodes}");
+    let said = kubectl.ok(&["describe", "node", "workers-node0"]);
+    for part in [
+        "node.kubernetes.io/unreachable:NoExecute",
+        "Kubelet stopped posting node status.",
+        "Node workers-node0 status is now: NodeNotReady",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    ready("False");
+    cke.request("POST", &format!("{vm}/recover"), None).ok();
+    cke.advance(1);
+    let said = kubectl.ok(&["describe", "node", "workers-node0"]);
+    assert!(!said.contains("node.kubernetes.io/unreachable"), "{said}");
+    assert!(said.contains("kubelet is posting ready status"), "{said}");
+    ready("True");
+    cke.finish();
+}

@@ -310,6 +310,7 @@ impl From<CloudError> for ApiError {
         let message = error.to_string();
         match error {
             CloudError::VmNotFound(id) => ApiError::resource_not_found("Vm", &id.0),
+            CloudError::VolumeNotFound(id) => ApiError::resource_not_found("Volume", &id),
             CloudError::OutOfRange { what, given, .. } => {
                 ApiError::invalid_field(what, given.to_string(), message)
             }

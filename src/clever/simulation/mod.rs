@@ -18,6 +18,7 @@ mod origin;
 mod price;
 mod quota;
 mod rates;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -115,6 +116,7 @@ fn api() -> Api {
     let api = rates::operations(api);
     let api = invoice::operations(api);
     let api = credit::operations(api);
+    let api = volumes::operations(api);
     cloud::operations(api)
 }
 

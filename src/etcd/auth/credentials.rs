@@ -17,9 +17,15 @@ pub struct Trusted;
 #[derive(Clone, Copy, Debug)]
 pub struct ViaGateway;
 
+/// Marks requests whose token is no keyspace's.
+#[derive(Clone, Copy, Debug)]
+pub struct InvalidToken;
+
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     trusted: bool,
+    /// The token is none, whatever the keyspace says.
+    invalid: bool,
     token: Option<String>,
     certificate: Option<Arc<str>>,
 }
@@ -37,6 +43,7 @@ impl Credentials {
             .filter(|_| extensions.get::<ViaGateway>().is_none());
         Credentials {
             trusted: extensions.get::<Trusted>().is_some(),
+            invalid: extensions.get::<InvalidToken>().is_some(),
             token: token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token).to_owned()),
             certificate: certificate.map(|PeerName(name)| Arc::clone(name)),
         }
@@ -54,6 +61,9 @@ impl Credentials {
     pub fn caller(&self, keyspace: &Keyspace) -> Result<Caller, Error> {
         if self.trusted {
             return Ok(Caller::Trusted);
+        }
+        if self.invalid {
+            return Err(Error::InvalidAuthToken);
         }
         let auth = Arc::clone(&keyspace.state.read().auth);
         if !auth.enabled {

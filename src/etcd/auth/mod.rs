@@ -16,7 +16,7 @@ pub mod token;
 
 pub use caller::{Caller, Proof};
 pub use change::{Change, Touched};
-pub use credentials::{Credentials, Trusted, ViaGateway};
+pub use credentials::{Credentials, InvalidToken, Trusted, ViaGateway};
 pub use state::AuthState;
 pub use token::{TokenKind, Tokens};
 

@@ -10,7 +10,7 @@ use crate::etcd::event::{Event, RevisionEvents};
 use crate::etcd::keyspace::{self, Loaded};
 use crate::etcd::lease::LeaseBook;
 use crate::etcd::record::{Revision, SharedRecord};
-use crate::etcd::store::{Note, StoreError, Tail};
+use crate::etcd::store::{Intents, Note, StoreError, Tail};
 use crate::etcd::view::View as _;
 
 /// Bytes of records that are gathered at most. Whoever is further behind reads the whole keyspace again.
@@ -22,6 +22,7 @@ struct News {
     version: i64,
     records: Vec<SharedRecord>,
     notes: Option<Vec<Note>>,
+    line: Intents,
 }
 
 impl Sequencer {
@@ -64,6 +65,7 @@ impl Sequencer {
                 records: page,
                 next,
                 notes,
+                line,
             } = self.keyspace.store.tail(from, self.head.changes).await?;
             // Compaction removes records only after the head says so: what was read before is whole.
             if head.compacted > compacted.max(revision) {
@@ -78,6 +80,7 @@ impl Sequencer {
                         version,
                         records,
                         notes,
+                        line,
                     }));
                 }
                 Some(_) if gathered > GATHERED_BYTES => return Ok(None),
@@ -92,6 +95,7 @@ impl Sequencer {
             version,
             records,
             notes,
+            line,
         } = news;
         let all = [Note::Alarms, Note::Auth];
         let changed = notes.as_deref().unwrap_or(&all);
@@ -158,7 +162,10 @@ impl Sequencer {
         self.apply_compaction(head.compacted, false);
         self.keyspace.hub.advance(head.revision);
         self.head = head;
-        self.known_at = Some(version).filter(|_| self.keyspace.store.is_shared());
+        if self.keyspace.store.is_shared() {
+            self.known_at = Some(version);
+            self.turns.observe(line, self.keyspace.store.server());
+        }
         Ok(())
     }
 

@@ -18,11 +18,12 @@ use etcd_proto::etcdserverpb::{
 use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::Backend;
-use crate::etcd::auth::{AuthState, Change, Credentials, ROOT, password};
+use super::{Api, Backend};
+use crate::etcd::auth::{AuthState, Change, Credentials, ROOT, ViaGateway, password};
 use crate::etcd::batch::Command;
 use crate::etcd::error::Error;
 use crate::etcd::keyspace::Keyspace;
+use crate::etcd::keyspace_choice::{Chosen, KeyspaceByUser};
 
 impl Backend {
     /// Makes a change that only root may make, while authentication is on.
@@ -49,6 +50,29 @@ impl Backend {
             keyspace.tokens.forget_all();
         }
         Ok(self.header(&keyspace))
+    }
+
+    /// Who answers for the user, if users choose the connection's keyspace, and which keyspace it is if the user is
+    /// named with one.
+    fn of_user(&self, request: &Request<AuthenticateRequest>) -> (Backend, Option<Arc<str>>) {
+        let Some(chosen) = request.extensions().get::<Chosen>() else {
+            return (self.clone(), None);
+        };
+        let config = &self.server.config;
+        let keyspace = config.keyspace_by_user.keyspace(&request.get_ref().name);
+        let slot = self
+            .server
+            .slot(keyspace.map_or(&*config.default_keyspace, |it| it));
+        let backend = Backend {
+            slot,
+            ..self.clone()
+        };
+        // Requests as JSON share connections: they bring their tokens along.
+        if request.extensions().get::<ViaGateway>().is_none() {
+            let api = |name: &Arc<str>| (Arc::clone(name), Api::new(backend.clone()));
+            chosen.choose(keyspace.map(api));
+        }
+        (backend, keyspace.cloned())
     }
 
     fn header(&self, keyspace: &Keyspace) -> Option<ResponseHeader> {
@@ -129,8 +153,9 @@ impl Auth for Backend {
         &self,
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
+        let (backend, elsewhere) = self.of_user(&request);
         let AuthenticateRequest { name, password } = request.into_inner();
-        let keyspace = self.current_keyspace().await?;
+        let keyspace = backend.current_keyspace().await?;
         loop {
             let auth = Arc::clone(&keyspace.state.read().auth);
             self.check_password(&auth, &name, password.clone()).await?;
@@ -144,6 +169,10 @@ impl Auth for Backend {
             // A password that may have been changed meanwhile is checked again.
             let Some(token) = token else {
                 continue;
+            };
+            let token = match elsewhere {
+                Some(keyspace) => KeyspaceByUser::outer_token(&keyspace, &token),
+                None => token,
             };
             return Ok(Response::new(AuthenticateResponse {
                 header: self.header(&keyspace),

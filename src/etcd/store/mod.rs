@@ -71,6 +71,17 @@ pub struct Store {
     shared: bool,
 }
 
+/// What a commit does with the server's place in the line of those that want to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Nothing: the server keeps its place, or has none.
+    Stay,
+    /// The server is out of the line.
+    Out,
+    /// The server is behind all others.
+    ToTheEnd,
+}
+
 /// What a commit has to know.
 pub struct CommitRequest<'a> {
     /// The head that the batch was evaluated against.
@@ -81,8 +92,8 @@ pub struct CommitRequest<'a> {
     pub alone: bool,
     /// The store's version at which the head was `expected`, if it is known. Saves reading it.
     pub known_at: Option<i64>,
-    /// The server has announced that it wants to write.
-    pub announced: bool,
+    /// What happens to the server's place among those that want to write.
+    pub leave: Leave,
     /// Now, in milliseconds.
     pub at: i64,
 }
@@ -99,6 +110,20 @@ impl Store {
 
     pub fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    /// Who writes here.
+    pub fn server(&self) -> ServerId {
+        self.server
+    }
+
+    /// What another server writes with.
+    #[cfg(test)]
+    pub fn of_another_server(&self) -> Store {
+        Store {
+            server: rand::random(),
+            ..self.clone()
+        }
     }
 
     /// The name of the batch that comes after `last`.
@@ -283,8 +308,10 @@ impl Store {
             let last = Bytes::from(last.concat());
             transaction.set(self.space.last_batch(self.server), last);
         }
-        if request.announced {
-            transaction.clear(self.space.intent(self.server));
+        match request.leave {
+            Leave::Stay => {}
+            Leave::Out => transaction.clear(self.space.intent(self.server)),
+            Leave::ToTheEnd => self.take_ticket(transaction),
         }
         transaction.set(self.space.head(), next.encode());
     }

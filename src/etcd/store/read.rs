@@ -16,6 +16,20 @@ use crate::etcd::view::{FIRST_REVISION, NEVER_COMPACTED};
 /// Bytes that one read of the log asks for.
 pub(super) const READ_BYTES: usize = 1 << 20;
 
+/// The head; that of an empty keyspace if there is none.
+pub(super) fn decode_head(found: Option<Bytes>) -> Result<Head, StoreError> {
+    match found {
+        Some(head) => Head::decode(&head).ok_or(StoreError::Damaged("head of a keyspace")),
+        None => Ok(Head {
+            revision: FIRST_REVISION,
+            compacted: NEVER_COMPACTED,
+            batch: BatchId::default(),
+            spilled: false,
+            changes: 0,
+        }),
+    }
+}
+
 impl Store {
     /// The head; that of an empty keyspace if nothing was written yet.
     pub async fn head(&self) -> Result<Head, StoreError> {
@@ -30,16 +44,7 @@ impl Store {
     }
 
     pub(super) async fn read_head(&self, transaction: &Transaction) -> Result<Head, StoreError> {
-        match transaction.get(&self.space.head(), false).await? {
-            Some(head) => Head::decode(&head).ok_or(StoreError::Damaged("head of a keyspace")),
-            None => Ok(Head {
-                revision: FIRST_REVISION,
-                compacted: NEVER_COMPACTED,
-                batch: BatchId::default(),
-                spilled: false,
-                changes: 0,
-            }),
-        }
+        decode_head(transaction.get(&self.space.head(), false).await?)
     }
 
     pub async fn auth(&self) -> Result<AuthState, StoreError> {

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use fdb::{RangeOption, Transaction, Watch};
+use fdb::{MutationType, RangeOption, Transaction, VERSIONSTAMP_LENGTH, Watch};
 use futures::future;
 
-use super::read::READ_BYTES;
+use super::read::{READ_BYTES, decode_head};
 use super::{NOTES_KEPT, Note, Store, StoreError};
 use crate::etcd::encoding::{Head, ServerId};
 use crate::etcd::lease::Stamp;
@@ -23,12 +23,14 @@ pub struct Tail {
     pub next: Option<Revision>,
     /// `None` if there were too many to be kept.
     pub notes: Option<Vec<Note>>,
+    /// Who wants to write.
+    pub line: Intents,
 }
 
 /// What a server that is gone has left is removed after so long, in milliseconds.
 const LEFTOVERS_KEPT_MS: i64 = 24 * 3_600_000;
 
-/// Servers that wait for their turn, each with what it wrote to say so.
+/// Servers that want to write, in the order in which they shall, each with its ticket: a versionstamp.
 pub type Intents = Vec<(ServerId, Bytes)>;
 
 impl Store {
@@ -58,14 +60,15 @@ impl Store {
         };
         let log = range(self.space.log(from), self.space.log_end());
         let notes = range(self.space.change(changes + 1), self.space.change(u64::MAX));
-        let (head, log, notes, version) = future::join4(
+        let (head, log, notes, version, line) = future::join5(
             self.read_head(transaction),
             transaction.get_range(log),
             transaction.get_range(notes),
             transaction.get_read_version(),
+            self.line(transaction),
         )
         .await;
-        let (head, mut log, notes, version) = (head?, log?, notes?, version?);
+        let (head, mut log, notes, version, line) = (head?, log?, notes?, version?, line?);
         let next = match log.kvs.last().filter(|_| log.more) {
             None => None,
             Some((last, _)) => {
@@ -93,27 +96,41 @@ impl Store {
             records: self.decode_log(&log).await?,
             next,
             notes: decoded.map(|notes| notes.concat()),
+            line,
         })
     }
 
     /// The head, and a watch that resolves when it is another one.
     pub async fn watch_head(&self) -> Result<(Head, Watch), StoreError> {
+        let (head, watch) = self.watch(&self.space.head()).await?;
+        Ok((decode_head(head)?, watch))
+    }
+
+    /// A watch that resolves when the server has another ticket, or none; `None` if that is so already.
+    pub async fn watch_intent(
+        &self,
+        (server, ticket): &(ServerId, Bytes),
+    ) -> Result<Option<Watch>, StoreError> {
+        let (found, watch) = self.watch(&self.space.intent(*server)).await?;
+        Ok((found.as_ref() == Some(ticket)).then_some(watch))
+    }
+
+    /// The value of `key`, and a watch that resolves when it is another one.
+    async fn watch(&self, key: &Bytes) -> Result<(Option<Bytes>, Watch), StoreError> {
         let mut transaction = self.database.create_transaction();
         loop {
-            let read = self.read_head(&transaction).await;
-            let error = match read {
-                Ok(head) => {
-                    let watch = transaction.watch(self.space.head());
+            let error = match transaction.get(key, true).await {
+                Ok(found) => {
+                    let watch = transaction.watch(key.clone());
                     match transaction.commit().await {
-                        Ok(_) => return Ok((head, watch)),
+                        Ok(_) => return Ok((found, watch)),
                         Err(failed) => {
                             transaction = failed.transaction;
                             failed.error
                         }
                     }
                 }
-                Err(StoreError::Store(error)) => error,
-                Err(error) => return Err(error),
+                Err(error) => error,
             };
             transaction = transaction.on_error(error).await?;
         }
@@ -161,37 +178,44 @@ impl Store {
         Ok(stamps.into_iter().map(stamp).collect())
     }
 
-    /// Tells the other servers that this one wants to write, too.
+    /// Gets this server in line, behind all that want to write already. One that is in line loses its place.
     pub async fn announce(&self) -> Result<(), StoreError> {
-        let nonce: [u8; 8] = rand::random();
         self.database
             .transact(|transaction: Transaction| async move {
-                let value = Bytes::copy_from_slice(&nonce);
-                transaction.set(self.space.intent(self.server), value);
+                self.take_ticket(&transaction);
                 Ok::<_, fdb::Error>(())
             })
             .await?;
         Ok(())
     }
 
-    /// The other servers that want to write.
+    /// The server's ticket becomes the transaction's versionstamp.
+    pub(super) fn take_ticket(&self, transaction: &Transaction) {
+        const STAMP_AT: [u8; 4] = 0_u32.to_le_bytes();
+        let ticket = [&[0; VERSIONSTAMP_LENGTH][..], &STAMP_AT].concat();
+        let intent = self.space.intent(self.server);
+        transaction.atomic_op(intent, ticket, MutationType::SetVersionstampedValue);
+    }
+
+    /// The servers that want to write.
     pub async fn intents(&self) -> Result<Intents, StoreError> {
-        let (begin, end) = self.space.intents();
-        let (begin, end) = (&begin, &end);
-        let page = self
+        let line = self
             .database
-            .transact(|transaction: Transaction| async move {
-                let mut option = RangeOption::new(begin.clone(), end.clone());
-                option.snapshot = true;
-                option.target_bytes = READ_BYTES;
-                transaction.get_range(option).await
-            })
+            .transact(|transaction: Transaction| async move { self.line(&transaction).await })
             .await?;
-        let intent = |(key, value): (Bytes, Bytes)| Some((self.space.parse_intent(&key)?, value));
-        let intents = page.kvs.into_iter().filter_map(intent);
-        Ok(intents
-            .filter(|(server, _)| *server != self.server)
-            .collect())
+        Ok(line)
+    }
+
+    async fn line(&self, transaction: &Transaction) -> Result<Intents, fdb::Error> {
+        let (begin, end) = self.space.intents();
+        let mut option = RangeOption::new(begin, end);
+        option.snapshot = true;
+        option.target_bytes = READ_BYTES;
+        let page = transaction.get_range(option).await?;
+        let intent = |(key, ticket): (Bytes, Bytes)| Some((self.space.parse_intent(&key)?, ticket));
+        let mut line: Intents = page.kvs.into_iter().filter_map(intent).collect();
+        line.sort_by(|(_, one), (_, other)| one.cmp(other));
+        Ok(line)
     }
 
     /// Removes what servers have left that did not write for a day. `now` is in milliseconds.
@@ -217,17 +241,15 @@ impl Store {
         Ok(())
     }
 
-    /// Takes back what a server that is gone has announced.
+    /// Puts a server out of the line, unless it has another ticket meanwhile.
     pub async fn forget_intent(
         &self,
-        (server, value): &(ServerId, Bytes),
+        (server, ticket): &(ServerId, Bytes),
     ) -> Result<(), StoreError> {
-        let key = &self.space.intent(*server);
         self.database
             .transact(|transaction: Transaction| async move {
-                if transaction.get(key, false).await?.as_ref() == Some(value) {
-                    transaction.clear(key.clone());
-                }
+                let intent = self.space.intent(*server);
+                transaction.atomic_op(intent, ticket.clone(), MutationType::CompareAndClear);
                 Ok::<_, fdb::Error>(())
             })
             .await?;

@@ -1,5 +1,7 @@
 //! Several servers on one store: to their clients they are one etcd.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_proto::etcdserverpb::auth_client::AuthClient;
@@ -376,6 +378,94 @@ async fn a_watch_of_what_another_server_has_compacted_is_cancelled() {
     let told = watch.next().await;
     assert!(told.canceled, "{told:?}");
     assert_eq!(told.compact_revision, revision);
+}
+
+/// What a watcher asks for is still in memory, but another server has compacted it.
+#[tokio::test]
+async fn a_watch_from_memory_knows_what_another_server_has_compacted() {
+    let servers = Servers::new(2, None).await;
+    let mut early = servers.watch(1, 2).await;
+    let first = servers.put(0, "gone", "1").await;
+    servers.put(0, "stays", "1").await;
+    early.until(first + 1).await;
+    let keyspace = servers.servers[1].inner().loaded().pop().expect("loaded");
+    let follow = keyspace.follow.clone().expect("shared");
+    let held = follow.held.lock().await;
+    let revision = servers.put(0, "gone", "2").await;
+    let compact = CompactionRequest {
+        revision,
+        physical: true,
+    };
+    servers.kv(0).compact(compact).await.expect("compacted");
+    let mut watch = servers.watch(1, first).await;
+    let told = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
+    assert!(told.is_err(), "told before it could know: {told:?}");
+    drop(held);
+    let told = watch.next().await;
+    assert!(told.canceled, "{told:?}");
+    assert_eq!(told.compact_revision, revision);
+}
+
+/// Servers that write all the time share the store, and one that writes now and then is not kept waiting by them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_server_starves() {
+    const BUSY: usize = 3;
+    const CLIENTS: usize = 4;
+    let servers = Servers::new(BUSY + 1, None).await;
+    let counts: Vec<_> = (0..BUSY).map(|_| Arc::new(AtomicUsize::new(0))).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = Vec::new();
+    for at in 0..BUSY * CLIENTS {
+        let (mut kv, count) = (servers.kv(at % BUSY), Arc::clone(&counts[at % BUSY]));
+        let stop = Arc::clone(&stop);
+        clients.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let put = PutRequest {
+                    key: bytes(&format!("client{at}")),
+                    ..PutRequest::default()
+                };
+                kv.put(put).await.expect("put");
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+    }
+    let mut waits = Vec::new();
+    for _ in 0..20 {
+        let asked = std::time::Instant::now();
+        servers.put(BUSY, "now and then", "").await;
+        waits.push(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.expect("no panic");
+    }
+    let counts: Vec<usize> = counts.iter().map(|it| it.load(Ordering::Relaxed)).collect();
+    let (least, most) = (counts.iter().min(), counts.iter().max());
+    assert!(
+        least >= Some(&20) && least.map(|it| it * 4) >= most.copied(),
+        "{counts:?}"
+    );
+    waits.sort();
+    assert!(waits[10] < Duration::from_millis(500), "{waits:?}");
+}
+
+/// A server that is gone has left its place in line.
+#[tokio::test]
+async fn a_server_that_is_gone_holds_the_others_up_once() {
+    let servers = Servers::new(2, None).await;
+    servers.put(0, "a", "1").await;
+    let keyspace = servers.servers[0].inner().loaded().pop().expect("loaded");
+    let gone = keyspace.store.of_another_server();
+    gone.announce().await.expect("announced");
+    assert_eq!(gone.intents().await.expect("read").len(), 1);
+    for at in [0, 1, 0, 1] {
+        let put = servers.put(at, "b", "1");
+        tokio::time::timeout(Duration::from_secs(10), put)
+            .await
+            .expect("not held up for ever");
+    }
+    assert_eq!(gone.intents().await.expect("read"), Vec::new());
 }
 
 /// A server that is added finds everything; one that goes leaves nothing that holds others up.

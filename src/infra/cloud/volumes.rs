@@ -125,6 +125,19 @@ impl Cloud {
         }
     }
 
+    /// All that there are as of now, in the order of their ids.
+    pub async fn volumes(&self) -> Result<Vec<Volume>> {
+        self.inner.records.catch_up().await?;
+        let listed = self.inner.records.list(record::VOLUME);
+        let volumes = listed
+            .iter()
+            .filter_map(|(_, stored)| match stored.record.as_ref() {
+                Record::Volume(volume) => Some(volume.clone()),
+                _ => None,
+            });
+        Ok(volumes.collect())
+    }
+
     /// In the order of their ids.
     pub fn volumes_of(&self, owner: &str) -> Vec<Volume> {
         let listed = self.inner.records.list(record::VOLUME);

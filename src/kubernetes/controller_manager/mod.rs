@@ -1,15 +1,20 @@
 //! The controller manager: what makes workloads of what they are asked to be. It acts only while an
 //! instance of it works.
 
+pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
+pub mod endpoints;
 pub mod garbage;
+pub mod node_lifecycle;
 pub mod replica_set;
+pub mod stateful_set;
+pub mod volume;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::api_client::{ApiClient, ApiClientError};
+use super::api_client::{ApiClient, ApiClientError, At};
 use super::registry::resource::{Kind, Resource};
 use super::registry::seconds;
 use crate::clock::Timestamp;
@@ -29,7 +34,21 @@ impl Tools {
         seconds(Timestamp(self.now))
     }
 
-    /// Tells of something that was done about `object`. One told at the same instant already is not told twice.
+    /// Tells what stays true until something changes: not again if it was told before.
+    pub async fn event_once(
+        &self,
+        object: &Value,
+        kind: &str,
+        reason: &str,
+        message: &str,
+        component: &str,
+    ) -> Result<(), ApiClientError> {
+        let told = self.create_event(object, kind, reason, message, component);
+        told.await.map(drop)
+    }
+
+    /// Tells of something that was done about `object`. What was told before is counted once more, as
+    /// client-go's recorder does, but for the same instant.
     pub async fn event(
         &self,
         object: &Value,
@@ -38,13 +57,43 @@ impl Tools {
         message: &str,
         component: &str,
     ) -> Result<(), ApiClientError> {
+        let told = self.create_event(object, kind, reason, message, component);
+        let Some((namespace, event)) = told.await? else {
+            return Ok(());
+        };
+        let at = At {
+            namespace: Some(&namespace),
+            ..At::of(Resource::of_kind(Kind::Event), &event)
+        };
+        let Some(mut before) = self.api.get(at).await? else {
+            return Ok(());
+        };
+        if before["lastTimestamp"] == event["lastTimestamp"] {
+            return Ok(());
+        }
+        before["count"] = json!(count(&before["count"]).saturating_add(1));
+        before["lastTimestamp"] = event["lastTimestamp"].clone();
+        match self.api.replace(at, &before).await {
+            Err(error) if error.is_stale() => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+
+    /// The event and its namespace, if it was told before.
+    async fn create_event(
+        &self,
+        object: &Value,
+        kind: &str,
+        reason: &str,
+        message: &str,
+        component: &str,
+    ) -> Result<Option<(String, Value)>, ApiClientError> {
         let metadata = &object["metadata"];
         let mut hash = Sha256::new();
         for part in [metadata["uid"].as_str().unwrap_or(""), reason, message] {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        hash.update(self.now.to_be_bytes());
         let digest = hash.finalize();
         let suffix: String = digest
             .iter()
@@ -57,7 +106,7 @@ impl Tools {
             "metadata": {"name": format!("{name}.{suffix}")},
             "involvedObject": {
                 "kind": object["kind"], "apiVersion": object["apiVersion"], "name": name,
-                "namespace": namespace, "uid": metadata["uid"],
+                "namespace": metadata["namespace"], "uid": metadata["uid"],
                 "resourceVersion": metadata["resourceVersion"],
             },
             "type": kind, "reason": reason, "message": message, "count": 1,
@@ -67,9 +116,10 @@ impl Tools {
         });
         let resource = Resource::of_kind(Kind::Event);
         match self.api.create(resource, Some(namespace), &event).await {
-            // Told before, or the namespace is going.
-            Err(error) if matches!(error.code(), Some(403 | 404 | 409)) => Ok(()),
-            outcome => outcome.map(drop),
+            Err(error) if error.code() == Some(409) => Ok(Some((namespace.to_owned(), event))),
+            // The namespace is going.
+            Err(error) if matches!(error.code(), Some(403 | 404)) => Ok(None),
+            outcome => outcome.map(|_| None),
         }
     }
 }
@@ -103,7 +153,7 @@ fn owner_reference(owner: &Value) -> Value {
     })
 }
 
-fn ready_condition(pod: &Value) -> Option<&Value> {
+pub(super) fn ready_condition(pod: &Value) -> Option<&Value> {
     let conditions = pod["status"]["conditions"].as_array()?;
     conditions
         .iter()

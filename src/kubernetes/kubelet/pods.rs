@@ -7,13 +7,18 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
+use crate::infra::Load;
 use crate::kubernetes::api_client::{ApiClientError, At};
-use crate::kubernetes::controller_manager::{Outcome, Tools, parse, sooner};
+use crate::kubernetes::controller_manager::{Outcome, Tools, parse, ready_condition, sooner};
 use crate::kubernetes::registry::Propagation;
 use crate::kubernetes::registry::resource::{Kind, Resource};
+use crate::kubernetes::scheduler::Room;
 
 /// From a pod's binding until its containers run: an image of some tens of megabytes from a registry nearby.
 const PULL_MILLIS: i64 = 2_000;
+
+/// What pods that run ask for, by node.
+pub type Loads = BTreeMap<String, Load>;
 
 /// Looks at every pod that has a node. `hosts` are the addresses of the nodes whose kubelets run here;
 /// `nodes` are the names of all nodes that there are.
@@ -21,7 +26,7 @@ pub async fn reconcile(
     tools: &Tools,
     hosts: &BTreeMap<String, Ipv4Addr>,
     nodes: &BTreeSet<String>,
-) -> Result<Outcome, ApiClientError> {
+) -> Result<(Outcome, Loads), ApiClientError> {
     let resource = Resource::of_kind(Kind::Pod);
     let pods = tools.api.list(resource).await?;
     let mut addresses: BTreeSet<String> = pods
@@ -29,6 +34,7 @@ pub async fn reconcile(
         .filter_map(|pod| pod["status"]["podIP"].as_str().map(str::to_owned))
         .collect();
     let mut wake = None;
+    let mut loads = Loads::new();
     for pod in &pods {
         let Some(node) = pod["spec"]["nodeName"]
             .as_str()
@@ -36,6 +42,10 @@ pub async fn reconcile(
         else {
             continue;
         };
+        if pod["status"]["phase"] == "Running" {
+            let load = loads.entry(node.to_owned()).or_default();
+            *load = *load + load_of(pod);
+        }
         let at = At::of(resource, pod);
         match decide(
             pod,
@@ -59,6 +69,11 @@ pub async fn reconcile(
                 write(tools, at, &next).await?;
                 wake = sooner(wake, Some(Timestamp(due)));
             }
+            Next::Recover => {
+                let mut next = pod.clone();
+                next["status"]["conditions"] = json!(conditions(pod, true, &tools.time()));
+                write(tools, at, &next).await?;
+            }
             Next::Run => {
                 let host = hosts.get(node).map(ToString::to_string).unwrap_or_default();
                 let address = if pod["spec"]["hostNetwork"] == true {
@@ -77,15 +92,28 @@ pub async fn reconcile(
             }
         }
     }
-    Ok(wake)
+    Ok((wake, loads))
+}
+
+/// A pod uses what it requests: nothing runs in it.
+fn load_of(pod: &Value) -> Load {
+    let room = Room::of(pod);
+    Load {
+        cpu_millis: u64::try_from(room.cpu_millis).unwrap_or(0),
+        memory_kib: u64::try_from(room.memory_bytes / 1024).unwrap_or(0),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Nothing,
     At(i64),
-    Pull { due: i64 },
+    Pull {
+        due: i64,
+    },
     Run,
+    /// It runs, and was given up for lost meanwhile.
+    Recover,
     Remove,
 }
 
@@ -104,6 +132,9 @@ fn decide(pod: &Value, here: bool, known: bool, now: i64) -> Next {
         } else {
             Next::At(end)
         };
+    }
+    if pod["status"]["phase"] == "Running" && ready_condition(pod).is_none() {
+        return Next::Recover;
     }
     if pod["status"]["phase"] != "Pending" {
         return Next::Nothing;
@@ -251,6 +282,10 @@ mod tests {
         check(&pod, true, true, 11_000, Next::At(12_000));
         pod["status"] = running(&pod, "10.0.0.1", "10.2.1.1", "1970-01-01T00:00:12Z");
         check(&pod, true, true, 12_000, Next::Nothing);
+        let mut lost = pod.clone();
+        lost["status"]["conditions"][2]["status"] = json!("False");
+        check(&lost, true, true, 12_000, Next::Recover);
+        check(&lost, false, true, 12_000, Next::Nothing);
         pod["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:01:00Z");
         check(&pod, true, true, 12_000, Next::At(60_000));
         check(&pod, true, true, 60_000, Next::Remove);

@@ -7,7 +7,6 @@
 
 mod agreement;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
@@ -15,12 +14,12 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
 use kube::core::GroupVersionKind;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use self::agreement::{Act, Resource, Upstream};
 use super::cloud_api::{Accesses, CloudAccess, CloudApi, CloudApiError};
-use super::component::{Bell, Clients, ComponentError, Notice, Pause};
+use super::component::{Bell, Clients, ComponentError, Notice};
+use super::refusal::{Refusal, Refusals};
 use super::registry::seconds;
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
@@ -33,25 +32,14 @@ const FINALIZER: &str = "api.clever-cloud.com/node-group-operator";
 /// Rounds of deciding and doing before the cluster goes to the end of the queue.
 const TURNS: usize = 8;
 
-/// What the provider refused, and when to ask again.
-#[derive(Clone, Debug)]
-struct Refusal {
-    quota: bool,
-    message: String,
-    /// Of the resource that asked: when it changes, it is asked again.
-    generation: i64,
-    again_at: Timestamp,
-    pause: Pause,
-}
-
 struct Operator {
     kubernetes: Kubernetes,
     clients: Clients,
     cloud: CloudApi,
     accesses: Accesses,
     clock: Clock,
-    /// By cluster and resource. Bounded by the resources that were refused.
-    refusals: Mutex<BTreeMap<String, BTreeMap<String, Refusal>>>,
+    /// By resource.
+    refusals: Refusals,
 }
 
 /// Starts the operator of every cluster.
@@ -68,7 +56,7 @@ pub async fn start(
         kubernetes,
         accesses,
         clock,
-        refusals: Mutex::default(),
+        refusals: Refusals::default(),
     });
     let (changed, waiting, woken) = (queue.clone(), Arc::clone(&operator), queue.clone());
     let listeners = &operator.kubernetes.inner.listeners;
@@ -82,10 +70,7 @@ pub async fn start(
         notices: &[Notice::Quota],
         wake: Box::new(move |cluster| {
             // Only who was refused has something to ask for again.
-            if let Some(refusals) = waiting.refusals.lock().get_mut(cluster) {
-                for refusal in refusals.values_mut().filter(|refusal| refusal.quota) {
-                    refusal.again_at = Timestamp(0);
-                }
+            if waiting.refusals.make_room(cluster) {
                 woken.push(cluster.to_owned());
             }
         }),
@@ -122,7 +107,7 @@ impl Operator {
         let Some(access) = access else {
             // Looked at again when that changes.
             self.clients.forget(cluster);
-            self.refusals.lock().remove(cluster);
+            self.refusals.forget(cluster);
             return Ok(None);
         };
         let api = resources(self.clients.get(cluster).await?);
@@ -200,9 +185,7 @@ impl Operator {
             }
             Act::Hold { resource } => hold(api, &resource, true).await,
             Act::LetGo { resource } => {
-                if let Some(refusals) = self.refusals.lock().get_mut(cluster) {
-                    refusals.remove(&resource);
-                }
+                self.refusals.granted(cluster, &resource);
                 hold(api, &resource, false).await
             }
             Act::Link { resource, upstream } => self.link(api, &resource, &upstream).await,
@@ -305,45 +288,22 @@ impl Operator {
     where
         F: Future<Output = Result<Upstream, CloudApiError>>,
     {
-        let before = {
-            let refusals = self.refusals.lock();
-            let of_cluster = refusals.get(cluster);
-            of_cluster.and_then(|all| all.get(&resource.name)).cloned()
-        };
-        if let Some(before) = &before
-            && before.generation == resource.generation
-            && now < before.again_at
-        {
+        let asked = resource.generation.to_string();
+        if self.refusals.hold(cluster, &resource.name, &asked, now) {
             return Ok(None);
         }
-        let error = match request().await {
+        match request().await {
             Ok(answer) => {
-                if let Some(refusals) = self.refusals.lock().get_mut(cluster) {
-                    refusals.remove(&resource.name);
-                }
-                return Ok(Some(answer));
+                self.refusals.granted(cluster, &resource.name);
+                Ok(Some(answer))
             }
-            Err(error @ CloudApiError::Refused { .. }) => error,
-            Err(error) => return Err(error.into()),
-        };
-        let pause = before
-            .filter(|before| before.generation == resource.generation)
-            .map_or_else(Pause::default, |before| before.pause);
-        let (pause, wait) = pause.next();
-        let refusal = Refusal {
-            quota: error.is_quota(),
-            message: match error {
-                CloudApiError::Refused { message, .. } => message,
-                other => other.to_string(),
-            },
-            generation: resource.generation,
-            again_at: now.saturating_add(wait),
-            pause,
-        };
-        let mut refusals = self.refusals.lock();
-        let of_cluster = refusals.entry(cluster.to_owned()).or_default();
-        of_cluster.insert(resource.name.clone(), refusal);
-        Ok(None)
+            Err(error @ CloudApiError::Refused { .. }) => {
+                self.refusals
+                    .refuse(cluster, &resource.name, &asked, &error, now);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Writes what a resource's status does not say yet.
@@ -355,10 +315,7 @@ impl Operator {
         groups: &[Upstream],
         now: Timestamp,
     ) -> Result<(), ComponentError> {
-        let refusals = {
-            let all = self.refusals.lock();
-            all.get(cluster).cloned().unwrap_or_default()
-        };
+        let refusals = self.refusals.of_cluster(cluster);
         for Seen { resource, status } in seen {
             let id = resource.upstream_id.as_ref();
             let group = groups.iter().find(|group| Some(&group.id) == id);
@@ -377,14 +334,9 @@ impl Operator {
 
     /// When to ask again for what was refused; what concerns resources that are gone is forgotten.
     fn wake(&self, cluster: &str, known: &[Resource]) -> Option<Timestamp> {
-        let mut refusals = self.refusals.lock();
-        let of_cluster = refusals.get_mut(cluster)?;
-        of_cluster.retain(|name, _| known.iter().any(|one| one.name == *name));
-        let wake = of_cluster.values().map(|refusal| refusal.again_at).min();
-        if of_cluster.is_empty() {
-            refusals.remove(cluster);
-        }
-        wake
+        self.refusals
+            .retain(cluster, |name| known.iter().any(|one| one.name == *name));
+        self.refusals.wake(cluster)
     }
 }
 

@@ -3,10 +3,13 @@
 //! An object is kept as JSON without its resource version, which is its key's mod revision; a write
 //! compares it. So conflicts, and the order of resource versions, are kube-apiserver's.
 
+pub mod draws;
 pub mod list;
 pub mod patch;
 pub mod resource;
 pub mod selector;
+mod service;
+mod storage;
 pub mod table;
 pub mod validation;
 pub mod watch;
@@ -15,11 +18,9 @@ use base64::Engine as _;
 use etcd_proto::etcdserverpb::response_op::Response;
 use etcd_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use etcd_proto::mvccpb::KeyValue;
-use parking_lot::Mutex;
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
+use self::draws::Draws;
 use self::resource::{Kind, Resource};
 use super::status::ApiError;
 use crate::clock::{Clock, Timestamp};
@@ -99,16 +100,16 @@ pub type OnWrite = Box<dyn Fn(&str, Option<&Value>) + Send + Sync>;
 pub struct Registry {
     client: Client,
     clock: Clock,
-    random: Mutex<ChaCha8Rng>,
+    draws: Draws,
     on_write: OnWrite,
 }
 
 impl Registry {
-    pub fn new(client: Client, clock: Clock, random: ChaCha8Rng, on_write: OnWrite) -> Registry {
+    pub fn new(client: Client, clock: Clock, draws: Draws, on_write: OnWrite) -> Registry {
         Registry {
             client,
             clock,
-            random: Mutex::new(random),
+            draws,
             on_write,
         }
     }
@@ -139,11 +140,36 @@ impl Registry {
         mut object: Value,
         dry_run: bool,
     ) -> Result<Value, ApiError> {
+        /// As kube-apiserver tries to find a generated name that is free.
+        const NAMES: usize = 8;
         self.check_type(place, &mut object)?;
+        let mut refused = None;
+        for _ in 0..NAMES {
+            let Some(name) = self.generated_name(place, &object) else {
+                break;
+            };
+            let mut named = object.clone();
+            named["metadata"]["name"] = Value::from(name);
+            match self.create_named(place, named, dry_run).await {
+                Err(error) if error.reason == "AlreadyExists" => refused = Some(error),
+                outcome => return outcome,
+            }
+        }
+        match refused {
+            Some(error) => Err(error),
+            None => self.create_named(place, object, dry_run).await,
+        }
+    }
+
+    async fn create_named(
+        &self,
+        place: Place<'_>,
+        mut object: Value,
+        dry_run: bool,
+    ) -> Result<Value, ApiError> {
         if let Some(namespace) = place.namespace {
             self.check_namespace(namespace).await?;
         }
-        self.generate_name(&mut object);
         let name = name_of(&object);
         if object["metadata"]["resourceVersion"]
             .as_str()
@@ -158,11 +184,15 @@ impl Registry {
             remove(&mut object, "status");
         }
         validation::default(place.resource, &mut object);
+        if place.resource.kind == "PersistentVolumeClaim" {
+            storage::choose_class(&mut object, &self.storage_classes().await?);
+        }
+        storage::protect(place.resource.kind, &mut object);
         let causes = validation::validate(place.resource, &object, None);
         if !causes.is_empty() {
             return Err(ApiError::invalid(place.resource, &name, &causes));
         }
-        let uid = self.uid();
+        let uid = self.uid(&place.key(&name));
         let metadata = &mut object["metadata"];
         metadata["uid"] = Value::from(uid);
         metadata["creationTimestamp"] = Value::from(seconds(self.clock.now()));
@@ -173,13 +203,11 @@ impl Registry {
         remove(metadata, "selfLink");
         remove(metadata, "managedFields");
         remove(metadata, "deletionTimestamp");
-        if place.resource.kind == "Service" {
-            self.allocate_cluster_ip(&mut object);
-        }
-        if dry_run {
-            return Ok(object);
-        }
-        match self.write(&place.key(&name), 0, &object).await? {
+        match self
+            .allocate_and_write(place, &name, 0, &mut object, dry_run)
+            .await?
+        {
+            _ if dry_run => Ok(object),
             Some(revision) => {
                 let created = with_version(object, revision);
                 if place.resource.kind == "Namespace" {
@@ -237,16 +265,22 @@ impl Registry {
                 return Err(ApiError::modified(place.resource, name));
             }
             let next = self.next(place, &current, changed, part)?;
-            if next == current || dry_run {
+            if next == current {
                 return Ok(next);
             }
-            let stored = without_version(next.clone());
-            let finished = is_finished(&stored);
-            let written = if finished {
+            if place.resource.kind == "PersistentVolumeClaim" && storage::grows(&current, &next) {
+                storage::may_grow(place, &next, &self.storage_classes().await?)?;
+            }
+            let mut stored = without_version(next);
+            let written = if is_finished(&stored) && !dry_run {
                 self.remove(&key, kv.mod_revision).await?
             } else {
-                self.write(&key, kv.mod_revision, &stored).await?
+                self.allocate_and_write(place, name, kv.mod_revision, &mut stored, dry_run)
+                    .await?
             };
+            if dry_run {
+                return Ok(with_version(stored, kv.mod_revision));
+            }
             if let Some(revision) = written {
                 return Ok(with_version(stored, revision));
             }
@@ -514,46 +548,99 @@ impl Registry {
         Ok(())
     }
 
-    fn generate_name(&self, object: &mut Value) {
-        const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-        let metadata = &mut object["metadata"];
-        if metadata["name"]
-            .as_str()
-            .is_some_and(|name| !name.is_empty())
-        {
-            return;
-        }
-        let Some(prefix) = metadata["generateName"].as_str() else {
-            return;
-        };
-        let mut random = self.random.lock();
-        let suffix: String = (0..5)
-            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
-            .collect();
-        let kept: String = prefix.chars().take(58).collect();
-        metadata["name"] = Value::from(format!("{kept}{suffix}"));
+    async fn storage_classes(&self) -> Result<Vec<Value>, ApiError> {
+        let prefix = Resource::of_kind(Kind::StorageClass).prefix(None);
+        let listed = self.client.list(prefix).await?.value;
+        listed.iter().map(decode).collect()
     }
 
-    fn uid(&self) -> String {
-        let bytes: [u8; 16] = self.random.lock().random();
-        uuid::Builder::from_random_bytes(bytes)
+    /// A name that begins as the object asks; none if it has one, or does not ask.
+    fn generated_name(&self, place: Place<'_>, object: &Value) -> Option<String> {
+        const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+        let metadata = &object["metadata"];
+        if !metadata["name"].as_str().unwrap_or("").is_empty() {
+            return None;
+        }
+        let prefix = metadata["generateName"].as_str()?;
+        let draw = self.draws.draw(&place.key(prefix), self.clock.now());
+        let suffix: String = draw
+            .iter()
+            .take(5)
+            .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+            .collect();
+        let kept: String = prefix.chars().take(58).collect();
+        Some(format!("{kept}{suffix}"))
+    }
+
+    fn uid(&self, key: &str) -> String {
+        let draw = self.draws.draw(key, self.clock.now());
+        let [bytes, _] = draw.as_chunks::<16>().0 else {
+            return String::new();
+        };
+        uuid::Builder::from_random_bytes(*bytes)
             .into_uuid()
             .to_string()
     }
 
-    /// An address of 10.3.0.0/16, derived from the service's uid, which is unique. Two may fall on
-    /// the same address: nothing routes to them.
-    fn allocate_cluster_ip(&self, object: &mut Value) {
-        let spec = &mut object["spec"];
-        if spec["type"] == "ExternalName" || !spec["clusterIP"].is_null() {
-            return;
+    /// Gives the object what only one may have, then writes it as [`Registry::write`] does, unless the run
+    /// is dry.
+    async fn allocate_and_write(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        expected: i64,
+        object: &mut Value,
+        dry_run: bool,
+    ) -> Result<Option<i64>, ApiError> {
+        if place.resource.kind != "Service" || !service::wants(object) {
+            if dry_run {
+                return Ok(None);
+            }
+            return self.write(&place.key(name), expected, object).await;
         }
-        let [high, low]: [u8; 2] = self.random.lock().random();
-        let address = format!("10.3.{high}.{}", low.clamp(2, 254));
-        spec["clusterIP"] = Value::from(address.clone());
-        spec["clusterIPs"] = json!([address]);
-        spec["ipFamilies"] = json!(["IPv4"]);
-        spec["ipFamilyPolicy"] = json!("SingleStack");
+        let key = place.key(name);
+        for _ in 0..ATTEMPTS {
+            let allocation = self.client.get(service::ALLOCATION).await?.value;
+            let allocation = allocation.map_or(0, |kv| kv.mod_revision);
+            let mut others = Vec::new();
+            for kv in self.client.list(place.resource.prefix(None)).await?.value {
+                if kv.key != key.as_bytes() {
+                    others.push(decode(&kv)?);
+                }
+            }
+            let mut given = object.clone();
+            service::allocate(&mut given, &others)
+                .map_err(|causes| ApiError::invalid(place.resource, name, &causes))?;
+            if dry_run {
+                *object = given;
+                return Ok(None);
+            }
+            let value = serde_json::to_vec(&given).map_err(ApiError::internal)?;
+            let response = self
+                .client
+                .txn(TxnRequest {
+                    compare: vec![
+                        client::mod_revision_is(key.clone(), expected),
+                        client::mod_revision_is(service::ALLOCATION, allocation),
+                    ],
+                    success: vec![
+                        client::put(key.clone(), value),
+                        client::put(service::ALLOCATION, Vec::new()),
+                    ],
+                    failure: vec![],
+                })
+                .await?;
+            if let Some(revision) = self.written(&key, Some(&given), &response) {
+                *object = given;
+                return Ok(Some(revision));
+            }
+            let now = self.client.get(key.clone()).await?.value;
+            if now.map_or(0, |kv| kv.mod_revision) != expected {
+                return Ok(None);
+            }
+            // Another Service was given something meanwhile.
+        }
+        Err(ApiError::modified(place.resource, name))
     }
 
     /// Sets the key if its mod revision is still `expected`; the new revision, or none if it is not.
@@ -614,11 +701,7 @@ fn keep_allocated(resource: &Resource, current: &Value, next: &mut Value) {
         }
     }
     if resource.kind == "Service" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if next["spec"][field].is_null() && !current["spec"][field].is_null() {
-                next["spec"][field] = current["spec"][field].clone();
-            }
-        }
+        service::keep(current, next);
     }
 }
 

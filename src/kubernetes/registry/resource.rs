@@ -1,11 +1,12 @@
 //! The one table of what a cluster serves.
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
-    Service, ServiceAccount,
+    ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    Secret, Service, ServiceAccount,
 };
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use schemars::{Schema, SchemaGenerator};
@@ -67,7 +68,7 @@ const CORE: Resource = Resource {
     schema: None,
 };
 
-pub static RESOURCES: [Resource; 16] = [
+pub static RESOURCES: [Resource; 20] = [
     Resource {
         kind: "ConfigMap",
         plural: "configmaps",
@@ -244,6 +245,52 @@ pub static RESOURCES: [Resource; 16] = [
         schema: Some(|generator| generator.subschema_for::<PersistentVolumeClaim>()),
         ..CORE
     },
+    Resource {
+        kind: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        storage: "services/endpoints",
+        schema: Some(|generator| generator.subschema_for::<Endpoints>()),
+        ..CORE
+    },
+    Resource {
+        group: "discovery.k8s.io",
+        kind: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        storage: "endpointslices",
+        generation: true,
+        schema: Some(|generator| generator.subschema_for::<EndpointSlice>()),
+        ..CORE
+    },
+    Resource {
+        group: "apps",
+        kind: "StatefulSet",
+        plural: "statefulsets",
+        singular: "statefulset",
+        short_names: &["sts"],
+        categories: &["all"],
+        storage: "statefulsets",
+        status: true,
+        scale: true,
+        generation: true,
+        schema: Some(|generator| generator.subschema_for::<StatefulSet>()),
+        ..CORE
+    },
+    Resource {
+        group: "apps",
+        kind: "DaemonSet",
+        plural: "daemonsets",
+        singular: "daemonset",
+        short_names: &["ds"],
+        categories: &["all"],
+        storage: "daemonsets",
+        status: true,
+        generation: true,
+        schema: Some(|generator| generator.subschema_for::<DaemonSet>()),
+        ..CORE
+    },
 ];
 
 impl Resource {
@@ -313,6 +360,13 @@ pub enum Kind {
     Deployment = 10,
     ReplicaSet = 11,
     PodDisruptionBudget = 12,
+    StorageClass = 13,
+    PersistentVolume = 14,
+    PersistentVolumeClaim = 15,
+    Endpoints = 16,
+    EndpointSlice = 17,
+    StatefulSet = 18,
+    DaemonSet = 19,
 }
 
 #[cfg(test)]
@@ -328,6 +382,13 @@ mod tests {
         check(Kind::Pod, "Pod");
         check(Kind::NodeGroup, "NodeGroup");
         check(Kind::Lease, "Lease");
+        check(Kind::StorageClass, "StorageClass");
+        check(Kind::PersistentVolume, "PersistentVolume");
+        check(Kind::PersistentVolumeClaim, "PersistentVolumeClaim");
+        check(Kind::Endpoints, "Endpoints");
+        check(Kind::EndpointSlice, "EndpointSlice");
+        check(Kind::StatefulSet, "StatefulSet");
+        check(Kind::DaemonSet, "DaemonSet");
         check(Kind::Deployment, "Deployment");
         check(Kind::ReplicaSet, "ReplicaSet");
         check(Kind::PodDisruptionBudget, "PodDisruptionBudget");

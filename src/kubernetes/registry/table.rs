@@ -164,6 +164,34 @@ fn columns(resource: &Resource) -> &'static [Column] {
         column("Age"),
         wide("VolumeMode"),
     ];
+    const ENDPOINTS: &[Column] = &[column("Name"), column("Endpoints"), column("Age")];
+    const SLICES: &[Column] = &[
+        column("Name"),
+        column("AddressType"),
+        column("Ports"),
+        column("Endpoints"),
+        column("Age"),
+    ];
+    const STATEFUL_SETS: &[Column] = &[
+        column("Name"),
+        column("Ready"),
+        column("Age"),
+        wide("Containers"),
+        wide("Images"),
+    ];
+    const DAEMON_SETS: &[Column] = &[
+        column("Name"),
+        integer("Desired"),
+        integer("Current"),
+        integer("Ready"),
+        integer("Up-to-date"),
+        integer("Available"),
+        column("Node Selector"),
+        column("Age"),
+        wide("Containers"),
+        wide("Images"),
+        wide("Selector"),
+    ];
     const OTHERS: &[Column] = &[column("Name"), column("Age")];
     match resource.kind {
         "Node" => NODES,
@@ -181,6 +209,10 @@ fn columns(resource: &Resource) -> &'static [Column] {
         "StorageClass" => STORAGE_CLASSES,
         "PersistentVolume" => VOLUMES,
         "PersistentVolumeClaim" => CLAIMS,
+        "Endpoints" => ENDPOINTS,
+        "EndpointSlice" => SLICES,
+        "StatefulSet" => STATEFUL_SETS,
+        "DaemonSet" => DAEMON_SETS,
         _ => OTHERS,
     }
 }
@@ -453,7 +485,83 @@ fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> {
                 text(&spec["volumeMode"], "<unset>"),
             ]
         }
+        "Endpoints" => {
+            let subsets = object["subsets"].as_array().into_iter().flatten();
+            let mut found = Vec::new();
+            for subset in subsets {
+                let ports = subset["ports"].as_array();
+                let ports: Vec<&Value> =
+                    ports.into_iter().flatten().map(|it| &it["port"]).collect();
+                for address in subset["addresses"].as_array().into_iter().flatten() {
+                    let ip = address["ip"].as_str().unwrap_or("");
+                    if ports.is_empty() {
+                        found.push(ip.to_owned());
+                    }
+                    found.extend(ports.iter().map(|port| format!("{ip}:{port}")));
+                }
+            }
+            vec![name, json!(some_of(&found, "<none>")), age]
+        }
+        "EndpointSlice" => {
+            let ports = object["ports"].as_array().into_iter().flatten();
+            let ports: Vec<String> = ports.map(|it| it["port"].to_string()).collect();
+            let endpoints = object["endpoints"].as_array().into_iter().flatten();
+            let addresses: Vec<String> = endpoints
+                .flat_map(|it| it["addresses"].as_array().into_iter().flatten())
+                .filter_map(|it| it.as_str().map(str::to_owned))
+                .collect();
+            vec![
+                name,
+                text(&object["addressType"], ""),
+                json!(some_of(&ports, "<unset>")),
+                json!(some_of(&addresses, "<unset>")),
+                age,
+            ]
+        }
+        "StatefulSet" => {
+            let count = |value: &Value| value.as_i64().unwrap_or(0);
+            let template = &spec["template"]["spec"]["containers"];
+            let (ready, all) = (count(&status["readyReplicas"]), count(&spec["replicas"]));
+            vec![
+                name,
+                json!(format!("{ready}/{all}")),
+                age,
+                json!(joined(template, "name")),
+                json!(joined(template, "image")),
+            ]
+        }
+        "DaemonSet" => {
+            let count = |field: &str| json!(status[field].as_i64().unwrap_or(0));
+            let template = &spec["template"]["spec"];
+            let selected = labels(&template["nodeSelector"]);
+            vec![
+                name,
+                count("desiredNumberScheduled"),
+                count("currentNumberScheduled"),
+                count("numberReady"),
+                count("updatedNumberScheduled"),
+                count("numberAvailable"),
+                json!(selected),
+                age,
+                json!(joined(&template["containers"], "name")),
+                json!(joined(&template["containers"], "image")),
+                json!(selector(&spec["selector"])),
+            ]
+        }
         _ => vec![name, age],
+    }
+}
+
+/// The first three, and how many more there are.
+fn some_of(list: &[String], none: &str) -> String {
+    const SHOWN: usize = 3;
+    if list.is_empty() {
+        return none.to_owned();
+    }
+    let shown = list[..list.len().min(SHOWN)].join(",");
+    match list.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{shown} + {more} more..."),
+        _ => shown,
     }
 }
 

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::resource::{Names, Resource};
 use super::selector::matches_selector;
+use crate::kubernetes::scheduler::quantity_millis;
 
 /// (field, message) of what is wrong.
 pub type Causes = Vec<(String, String)>;
@@ -45,6 +46,11 @@ pub fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Cau
             strategy(&object["spec"]["strategy"], &mut causes);
         }
         "ReplicaSet" => workload(object, old, &mut causes),
+        "StatefulSet" => {
+            workload(object, old, &mut causes);
+            stateful_set(object, old, &mut causes);
+        }
+        "DaemonSet" => workload(object, old, &mut causes),
         "PodDisruptionBudget" => {
             let spec = &object["spec"];
             if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
@@ -245,7 +251,10 @@ fn workload(object: &Value, old: Option<&Value>, causes: &mut Causes) {
     } else if selector == &json!({}) {
         causes.push((
             String::from("spec.selector"),
-            format!("Invalid value: {selector}: empty selector is invalid for deployment"),
+            format!(
+                "Invalid value: {selector}: empty selector is invalid for {}",
+                object["kind"].as_str().unwrap_or("").to_lowercase()
+            ),
         ));
     } else if !matches_selector(selector, labels) {
         let shown = if labels.is_null() { &json!({}) } else { labels };
@@ -270,6 +279,38 @@ fn workload(object: &Value, old: Option<&Value>, causes: &mut Causes) {
         causes.push((
             String::from("spec.selector"),
             format!("Invalid value: {selector}: field is immutable"),
+        ));
+    }
+}
+
+/// What of a StatefulSet does not change.
+fn stateful_set(object: &Value, old: Option<&Value>, causes: &mut Causes) {
+    let Some(old) = old else { return };
+    let fixed = |set: &Value| {
+        let mut spec = set["spec"].clone();
+        for field in [
+            "replicas",
+            "ordinals",
+            "template",
+            "updateStrategy",
+            "revisionHistoryLimit",
+            "persistentVolumeClaimRetentionPolicy",
+            "minReadySeconds",
+            // Told of by itself.
+            "selector",
+        ] {
+            super::remove(&mut spec, field);
+        }
+        spec
+    };
+    if fixed(object) != fixed(old) {
+        causes.push((
+            String::from("spec"),
+            String::from(
+                "Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', \
+                 'template', 'updateStrategy', 'revisionHistoryLimit', \
+                 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+            ),
         ));
     }
 }
@@ -327,6 +368,23 @@ fn claim(object: &Value, old: Option<&Value>, causes: &mut Causes) {
                 ));
                 break;
             }
+        }
+        let request =
+            |claim: &Value| quantity_millis(&claim["spec"]["resources"]["requests"]["storage"]);
+        let has = quantity_millis(&old["status"]["capacity"]["storage"]);
+        if request(object) < request(old) && request(object) < has {
+            causes.push((
+                String::from("spec.resources.requests.storage"),
+                String::from("Forbidden: field can not be less than status.capacity"),
+            ));
+        } else if request(object) != request(old) && old["status"]["phase"] != "Bound" {
+            causes.push((
+                String::from("spec"),
+                String::from(
+                    "Forbidden: spec is immutable after creation except resources.requests and \
+                     volumeAttributesClassName for bound claims",
+                ),
+            ));
         }
     }
 }
@@ -410,6 +468,13 @@ pub fn default(resource: &Resource, object: &mut Value) {
             object[field] = value;
         }
     };
+    // Empty collections are not there, as in Kubernetes' own encoding.
+    for field in ["finalizers", "ownerReferences", "annotations", "labels"] {
+        let given = &object["metadata"][field];
+        if given == &json!([]) || given == &json!({}) || given.is_null() {
+            super::remove(&mut object["metadata"], field);
+        }
+    }
     match resource.kind {
         "Namespace" => {
             let name = object["metadata"]["name"].clone();
@@ -462,6 +527,43 @@ pub fn default(resource: &Resource, object: &mut Value) {
             pod_spec(&mut spec["template"]["spec"]);
             set(object, "status", json!({"replicas": 0}));
         }
+        "StatefulSet" => {
+            let spec = &mut object["spec"];
+            set(spec, "replicas", json!(1));
+            set(spec, "podManagementPolicy", json!("OrderedReady"));
+            set(spec, "revisionHistoryLimit", json!(10));
+            set(
+                spec,
+                "persistentVolumeClaimRetentionPolicy",
+                json!({"whenDeleted": "Retain", "whenScaled": "Retain"}),
+            );
+            rolling(spec, json!({"partition": 0}));
+            let templates = spec["volumeClaimTemplates"].as_array_mut();
+            for template in templates.into_iter().flatten() {
+                set(template, "apiVersion", json!("v1"));
+                set(template, "kind", json!("PersistentVolumeClaim"));
+                set(&mut template["spec"], "volumeMode", json!("Filesystem"));
+                template["status"] = json!({"phase": "Pending"});
+                super::remove(&mut template["metadata"], "creationTimestamp");
+            }
+            pod_spec(&mut spec["template"]["spec"]);
+            set(
+                object,
+                "status",
+                json!({"replicas": 0, "availableReplicas": 0}),
+            );
+        }
+        "DaemonSet" => {
+            let spec = &mut object["spec"];
+            set(spec, "revisionHistoryLimit", json!(10));
+            rolling(spec, json!({"maxUnavailable": 1, "maxSurge": 0}));
+            pod_spec(&mut spec["template"]["spec"]);
+            let status = json!({
+                "currentNumberScheduled": 0, "numberMisscheduled": 0,
+                "desiredNumberScheduled": 0, "numberReady": 0,
+            });
+            set(object, "status", status);
+        }
         "StorageClass" => {
             set(object, "reclaimPolicy", json!("Delete"));
             set(object, "volumeBindingMode", json!("Immediate"));
@@ -483,6 +585,18 @@ pub fn default(resource: &Resource, object: &mut Value) {
             set(spec, "type", json!("ClusterIP"));
             set(spec, "sessionAffinity", json!("None"));
             set(spec, "internalTrafficPolicy", json!("Cluster"));
+            // Typed clients send empty texts for what is not set.
+            for field in ["clusterIP", "externalTrafficPolicy", "loadBalancerClass"] {
+                if spec[field] == "" {
+                    spec[field] = Value::Null;
+                }
+            }
+            if spec["type"] == "NodePort" || spec["type"] == "LoadBalancer" {
+                set(spec, "externalTrafficPolicy", json!("Cluster"));
+            }
+            if spec["type"] == "LoadBalancer" {
+                set(spec, "allocateLoadBalancerNodePorts", json!(true));
+            }
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 set(port, "protocol", json!("TCP"));
                 // Typed clients send 0 for what is not set.
@@ -500,6 +614,22 @@ pub fn default(resource: &Resource, object: &mut Value) {
             set(object, "spec", json!({}));
         }
         _ => {}
+    }
+}
+
+/// How a set replaces its pods if it does not say, and within what limits.
+fn rolling(spec: &mut Value, limits: Value) {
+    let strategy = &mut spec["updateStrategy"];
+    if strategy["type"].as_str().unwrap_or("").is_empty() {
+        strategy["type"] = json!("RollingUpdate");
+    }
+    if strategy["type"] != "RollingUpdate" {
+        return;
+    }
+    for (field, value) in limits.as_object().into_iter().flatten() {
+        if strategy["rollingUpdate"][field].is_null() {
+            strategy["rollingUpdate"][field] = value.clone();
+        }
     }
 }
 

@@ -259,7 +259,8 @@ fn a_cluster_is_deleted_when_everything_of_it_is() {
         [
             Act::DeleteKubernetes,
             Act::DeleteLoadBalancer,
-            Act::DeleteNetworks
+            Act::DeleteNetworks,
+            Act::DeleteVolumes
         ]
     );
     let next = decision.next.unwrap();
@@ -396,4 +397,27 @@ fn a_site_without_room_is_left_for_the_next_best() {
         cluster.control_plane[0].datacenter, first,
         "the best is tried again"
     );
+}
+
+#[test]
+fn a_successor_that_found_no_room_goes_to_the_site_of_the_one_it_replaces() {
+    let mut cluster = cluster_of(Topology::DedicatedCompute {
+        flavor: Flavor::Xs,
+        replication_factor: 3,
+    });
+    run(&mut cluster, all_there);
+    let died = cluster.control_plane[1].clone();
+    cluster.control_plane[1].life.unhealthy_since = Some(NOW);
+    let later = NOW.saturating_add(super::super::replacement::PATIENCE);
+    let seen = serving(&cluster, &["control-plane-1"]);
+    cluster = decide(&cluster, &seen, later).next.expect("a successor");
+    let successor = cluster.control_plane[3].clone();
+    assert_eq!(successor.life.replaces, Some(died.id));
+    assert_eq!(successor.datacenter, died.datacenter);
+    for _ in 0..3 {
+        control_plane::refuse(&mut cluster, &successor.id, later);
+    }
+    let successor = &cluster.control_plane[3];
+    assert!(successor.life.retry_at > Some(later), "a pause");
+    assert_eq!(successor.datacenter, died.datacenter);
 }

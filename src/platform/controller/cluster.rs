@@ -80,7 +80,7 @@ impl ClusterController {
                 _ => BTreeSet::new(),
             },
             network_group: cloud.network(&cluster.network_group_id).is_some(),
-            load_balancer_network: cloud.network(&load_balancer_network_id(cluster)).is_some(),
+            load_balancer_network: cloud.network(&cluster.load_balancer_network_id()).is_some(),
             load_balancer: cloud
                 .load_balancer(&load_balancer_id(cluster))
                 .map(|found| LoadBalancer {
@@ -141,7 +141,7 @@ impl ClusterController {
                     .await?;
             }
             Act::CreateLoadBalancerNetwork => {
-                let network = load_balancer_network_id(cluster);
+                let network = cluster.load_balancer_network_id();
                 cloud
                     .create_network(&network, &owner, NetworkKind::LoadBalancer)
                     .await?;
@@ -170,6 +170,7 @@ impl ClusterController {
                 };
                 cloud.create_load_balancer(spec).await?;
             }
+            Act::EnableStorage => kubernetes.set_storage(id, true).await?,
             Act::RotateCertificates => kubernetes.rotate_certificates(id).await?,
             Act::DeleteVm(vm) => cloud.delete_vm(&VmId(vm.clone())).await?,
             Act::DeleteKubernetes => {
@@ -181,9 +182,14 @@ impl ClusterController {
                     .delete_load_balancer(&load_balancer_id(cluster))
                     .await?;
             }
+            Act::DeleteVolumes => {
+                for volume in cloud.volumes_of(&owner) {
+                    cloud.delete_volume(&volume.id).await?;
+                }
+            }
             Act::DeleteNetworks => {
                 cloud
-                    .delete_network(&load_balancer_network_id(cluster))
+                    .delete_network(&cluster.load_balancer_network_id())
                     .await?;
                 if !cluster.network_group_is_users {
                     cloud.delete_network(&cluster.network_group_id).await?;
@@ -243,7 +249,7 @@ impl ClusterController {
             return Ok(true);
         };
         let mut change = Change::new();
-        change.cluster(&mut next, before.revision, &decision.events)?;
+        change.cluster(Some(before), &mut next, &decision.events)?;
         if next.status == ClusterStatus::Deleted {
             let mut ledger = self.context.store.ledger(&next.owner).await?;
             ledger.value.release(next.id.as_str());
@@ -268,10 +274,6 @@ impl ClusterController {
 
 fn load_balancer_id(cluster: &Cluster) -> String {
     format!("loadbalancer_{}", cluster.id.ulid())
-}
-
-fn load_balancer_network_id(cluster: &Cluster) -> String {
-    format!("lbnetwork_{}", cluster.id.ulid())
 }
 
 fn load_balancer_domain(cluster: &Cluster) -> String {

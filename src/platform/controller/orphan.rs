@@ -1,4 +1,4 @@
-//! Deletes VMs that no record names.
+//! Deletes VMs that no record names, and volumes of clusters that are going.
 //!
 //! The other controllers record a VM before they ask for it, so there should be none. But a request that
 //! was under way when its process was killed may reach the store after the next process has decided
@@ -6,6 +6,7 @@
 
 use crate::infra::reflector::Change as Observed;
 use crate::infra::{self, Requested, VmId};
+use crate::platform::error::PlatformError;
 use crate::platform::store::{self, CloudOwner, Record};
 
 use super::{Context, Controller, Round};
@@ -38,6 +39,32 @@ impl OrphanController {
     }
 }
 
+/// Keys of volumes begin so; the others are VMs.
+const VOLUME: &str = "volume/";
+
+impl OrphanController {
+    /// A volume that was asked for while its cluster began to go has nobody to give it back.
+    async fn volume(&self, id: &str) -> Result<(), PlatformError> {
+        let Some(volume) = self.context.cloud.volume(id) else {
+            return Ok(());
+        };
+        let Some(owner) = CloudOwner::parse(&volume.owner) else {
+            return Ok(());
+        };
+        self.context.store.view.catch_up().await?;
+        let key = store::cluster_key(&owner.owner, &owner.cluster);
+        let record = self.context.store.view.get(&key);
+        let stays = match record.as_ref().map(|stored| stored.record.as_ref()) {
+            Some(Record::Cluster(cluster)) => !cluster.is_going(),
+            _ => false,
+        };
+        if !stays {
+            self.context.cloud.delete_volume(id).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Controller for OrphanController {
     fn name(&self) -> &'static str {
         "orphan"
@@ -59,12 +86,18 @@ impl Controller for OrphanController {
             {
                 vec![vm.spec.id.0.clone()]
             }
+            (Some(_), Some(infra::record::Record::Volume(volume))) => {
+                vec![format!("{VOLUME}{}", volume.id)]
+            }
             _ => Vec::new(),
         }
     }
 
     fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a> {
         Box::pin(async move {
+            if let Some(volume) = key.strip_prefix(VOLUME) {
+                return self.volume(volume).await.map(|()| None);
+            }
             let id = VmId::from(key);
             let Some(vm) = self.context.cloud.get_vm(&id) else {
                 return Ok(None);

@@ -83,10 +83,12 @@ impl World {
             taken_names: self.taken.clone(),
             version: self.version.clone(),
             rolls: true,
+            // Only what runs can be drained.
             drains: self
                 .vms
-                .keys()
-                .map(|id| (id.clone(), Drain::Drained))
+                .iter()
+                .filter(|(_, vm)| state(vm).is_running())
+                .map(|(id, _)| (id.clone(), Drain::Drained))
                 .collect(),
         }
     }
