@@ -4,7 +4,7 @@
 //! together, whatever flavors it is made of. So the search is not over counts of nodes but over sums: which
 //! amounts of vCPU and memory can be made of whole nodes at all, and which of those that suffice costs
 //! least. (It is over 6 flavors times a few thousand sums of vCPU, with a set of bits for each sum's
-//! memory: under a millisecond for what the default quota allows, and tens of them at the most.)
+//! memory: microseconds for what the default quota allows, five milliseconds for the most that can be asked.)
 //!
 //! The loss of a datacenter: a group's nodes go round the three sites, so of `n` nodes `n - ⌈n/3⌉` are
 //! certain to be left. Nodes come in threes of which two are left, and at most once per flavor as two of

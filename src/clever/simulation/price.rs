@@ -272,7 +272,7 @@ async fn cheapest(
         within,
         topologies: request.topologies.unwrap_or(TopologyKind::ALL.to_vec()),
     };
-    // Tens of milliseconds at the most: see its own sketch.
+    // A few milliseconds at the most: see its own sketch.
     let found = cheapest::cheapest(&wanted, &rates);
     Ok(Json(CheapestAnswer {
         currency: CURRENCY,
