@@ -160,6 +160,14 @@ fn brute_force(wanted: &Wanted, rates: &Rates) -> Option<u128> {
     });
     let mut best: Option<u128> = None;
     for topology in control_planes {
+        let bare = Shape::new(topology.clone(), Vec::new());
+        let all = bare.resources();
+        let over = |it: Resources| all.vcpus > it.vcpus || all.ram_gb > it.ram_gb;
+        let is_lost = wanted.survives_a_datacenter && !bare.survives_a_datacenter();
+        if is_lost || wanted.within.is_some_and(over) {
+            // No node makes up for it.
+            continue;
+        }
         let mut counts = [0u32; 6];
         let mut shape = Shape::new(topology, groups([1; 6]));
         'counts: loop {
@@ -181,6 +189,24 @@ fn brute_force(wanted: &Wanted, rates: &Rates) -> Option<u128> {
         }
     }
     best
+}
+
+/// Every amount that a few nodes have, with a datacenter lost: also those for which a pair of one flavor, and
+/// of another, is the answer.
+#[test]
+fn nothing_cheaper_survives_the_loss_of_a_datacenter() {
+    for vcpus in (0..=14).step_by(2) {
+        for ram_gb in (0..=20).step_by(4) {
+            let wanted = Wanted {
+                survives_a_datacenter: true,
+                within: None,
+                topologies: vec![TopologyKind::DedicatedCompute],
+                ..wanted(vcpus, ram_gb)
+            };
+            let found = cheapest(&wanted, &RATES).map(|(_, quote)| quote.total.monthly_micros());
+            assert_eq!(found, brute_force(&wanted, &RATES), "{wanted:?}");
+        }
+    }
 }
 
 proptest! {
