@@ -191,9 +191,8 @@ fn body(owner: &OwnerId, hours: Hours, consumption: Consumption) -> ResourceCons
     let mut consumptions = Vec::new();
     for (item, used) in &consumption.items {
         let reference = reference(topology, item.node_group.is_some());
-        let kinds: [(&str, &str, fn(&Usage) -> Decimal); 2] =
-            [("vcpu", "vcpu", vcpus), ("ram", "byte", bytes)];
-        for (suffix, unit, of) in kinds {
+        for (suffix, unit) in [("vcpu", "vcpu"), ("ram", "byte")] {
+            let of = if unit == "vcpu" { vcpus } else { bytes };
             let quantities = hours.quantities(used, of);
             consumptions.push(ConsumptionItem {
                 reference: format!("{reference}.{suffix}"),

@@ -117,7 +117,7 @@ impl Sums {
         let mut counts = [0; 6];
         for (index, flavor) in Flavor::ALL.into_iter().enumerate().rev() {
             let (vcpu, memory) = units(flavor);
-            if vcpus % vcpu == 0 && vcpus / vcpu * memory == ram {
+            if vcpus.is_multiple_of(vcpu) && vcpus / vcpu * memory == ram {
                 counts[index] = u32::try_from(vcpus / vcpu).unwrap_or(0);
                 return counts;
             }

@@ -526,11 +526,9 @@ fn the_invoice_is_what_the_stream_of_events_comes_to() {
         .request("GET", &format!("/_sim/vms?cluster={id}"), None)
         .ok();
     let vms = vms.as_array().unwrap().iter();
-    let names = vms.map(|vm| text(&vm["name"]));
-    let name = names
-        .filter(|name| name.starts_with("control-plane"))
-        .last()
-        .unwrap();
+    let mut names = vms.map(|vm| text(&vm["name"]));
+    let name = names.rfind(|name| name.starts_with("control-plane"));
+    let name = name.unwrap();
     let wedge = format!("/_sim/vms/{name}/wedge?cluster={id}");
     cke.request("POST", &wedge, None).ok();
     cke.advance(300);

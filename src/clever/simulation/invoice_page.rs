@@ -74,10 +74,10 @@ pub fn page(organisation: &str, head: &InvoiceHead, invoice: &Invoice) -> String
                 String::new()
             };
             // Writing into a string cannot fail.
-            let _ = write!(
+            let _ = writeln!(
                 rows,
                 "<tr><td>{name}</td><td>{what}</td><td>{period}</td><td class=\"n\">{}</td><td>{}</td>\
-                 <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{amount}</td></tr>\n",
+                 <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{amount}</td></tr>",
                 charge.unit_hours,
                 unit(charge),
                 charge.monthly_rate,
