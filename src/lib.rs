@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod health;
+pub mod invoice;
 pub mod price;
 pub mod serve;
 pub mod sim;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use cke::config::{EtcdOptions, ServeOptions};
 use cke::health::HealthOptions;
+use cke::invoice::InvoiceOptions;
 use cke::price::PriceOptions;
 use cke::serve;
 use cke::sim::SimOptions;
@@ -35,8 +36,10 @@ enum Command {
     },
     /// Run Materia etcd alone: an etcd v3 server
     Etcd(Box<EtcdOptions>),
-    /// Say what a cluster of some shape costs
+    /// Say what clusters of some shapes cost, or which is the cheapest that will do
     Price(PriceOptions),
+    /// Ask a server what an organisation is to pay
+    Invoice(InvoiceOptions),
     /// Ask a server whether it is well: the exit code is 0 if it is. For the health checks of containers
     Health(HealthOptions),
     /// Control a running simulation: its clock, its faults; or run scenarios
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Serve { config, options } => run_serve(config, *options),
         Command::Etcd(options) => run_etcd(*options),
         Command::Price(options) => options.run().map_err(|error| error.to_string()),
+        Command::Invoice(options) => options.run().map_err(|error| error.to_string()),
         Command::Health(options) => options.run().map_err(|error| error.to_string()),
         Command::Sim(options) => options.run().map_err(|error| error.to_string()),
         Command::Version => {

@@ -252,12 +252,22 @@ impl Accounts {
         })
     }
 
-    /// Whether `user` may act for `owner`: themselves, or an organisation that they belong to.
     /// Whether there is such a user or organisation.
     pub fn is_known(&self, id: &OwnerId) -> bool {
         self.user(id).is_some() || self.organisations.iter().any(|it| it.id == *id)
     }
 
+    /// Of an organisation, or of the user whose personal space it is.
+    pub fn name_of(&self, id: &OwnerId) -> Option<&str> {
+        let mut organisations = self.organisations.iter();
+        let organisation = organisations.find(|organisation| organisation.id == *id);
+        match organisation {
+            Some(organisation) => Some(&organisation.name),
+            None => self.user(id).map(|user| user.name.as_str()),
+        }
+    }
+
+    /// Whether `user` may act for `owner`: themselves, or an organisation that they belong to.
     pub fn may_act_for(&self, user: &User, owner: &OwnerId) -> bool {
         user.id == *owner || self.organisations_of(user).any(|(it, _)| it.id == *owner)
     }

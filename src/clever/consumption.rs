@@ -18,6 +18,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::clever::Clever;
 use crate::clever::authentication::same_secret;
 use crate::clever::error::{ApiError, CLUSTER};
+use crate::clever::organisation;
 use crate::clever::price_system::as_number;
 use crate::clever::transport::{Json, Parameters};
 use crate::clock::Timestamp;
@@ -218,19 +219,13 @@ fn body(owner: &OwnerId, hours: Hours, consumption: Consumption) -> ResourceCons
     }
 }
 
-fn known(clever: &Clever, owner: &str) -> Result<OwnerId, ApiError> {
-    let id: Option<OwnerId> = owner.parse().ok();
-    id.filter(|id| clever.accounts.is_known(id))
-        .ok_or_else(|| ApiError::resource_not_found("Organisation", owner))
-}
-
 async fn list(
     State(clever): State<Clever>,
     _: Machine,
     Path(owner): Path<String>,
     parameters: Parameters,
 ) -> Result<Json<Vec<ResourceConsumption>>, ApiError> {
-    let owner = known(&clever, &owner)?;
+    let owner = organisation::known(&clever, &owner)?;
     let hours = Hours::of(&parameters)?;
     let wanted: Vec<ClusterId> = parameters.parse_all("resourceId")?;
     let platform = &clever.platform;
@@ -258,7 +253,7 @@ async fn name(
     _: Machine,
     Path((owner, resource)): Path<(String, String)>,
 ) -> Result<Json<ResourceInfo>, ApiError> {
-    let owner = known(&clever, &owner)?;
+    let owner = organisation::known(&clever, &owner)?;
     let id: ClusterId = resource
         .parse()
         .map_err(|error: crate::platform::InvalidId| {

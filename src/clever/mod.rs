@@ -16,17 +16,15 @@ pub mod cluster_token;
 mod consumption;
 mod deployment_event;
 pub mod error;
-mod invoice;
 mod kubeconfig;
 mod load_balancer;
 mod node_group;
+mod organisation;
 mod plugin;
-mod price;
 mod price_system;
 mod product;
 mod profile;
 mod quota;
-mod quota_control;
 mod server;
 mod simulation;
 mod storage;
@@ -101,8 +99,6 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(product::routes())
         .merge(plugin::routes())
         .merge(consumption::routes())
-        .merge(invoice::routes())
-        .merge(price::routes())
         .merge(price_system::routes())
         .merge(cluster::routes())
         .merge(node_group::routes())
@@ -112,7 +108,6 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(cluster_event::routes())
         .merge(version::routes())
         .merge(quota::routes())
-        .merge(quota_control::routes())
         .merge(storage::routes())
         .merge(simulation::routes())
         .fallback(transport::unknown_path)

@@ -16,6 +16,7 @@ use crate::clever::error::ApiError;
 use crate::clever::transport::{Json, Parameters};
 use crate::platform::catalog::{Billed, HOURS_PER_MONTH, LOCATION};
 use crate::platform::model::OwnerId;
+use crate::platform::rates::{Rate, Rates};
 
 pub fn routes() -> Router<Clever> {
     Router::new()
@@ -92,11 +93,12 @@ const SERVICES: [(&str, Billed); 4] = [
 /// Memory is billed by 10⁹ bytes.
 const BYTES_PER_BILLED_GB: u64 = 1_000_000_000;
 
-fn price_system(owner_id: Option<OwnerId>) -> PriceSystem {
+/// As of now: a client asks again.
+fn price_system(owner_id: Option<OwnerId>, rates: &Rates) -> PriceSystem {
     let countable = SERVICES
         .iter()
         .flat_map(|(service, billed)| {
-            let rates = billed.rates();
+            let rates = rates.of(*billed);
             [
                 policy(format!("{service}.vcpu"), "vcpu", 1, rates.vcpu),
                 policy(
@@ -123,9 +125,9 @@ fn policy(
     service: String,
     data_unit: &'static str,
     quantity: u64,
-    monthly: u32,
+    monthly: Rate,
 ) -> CountablePolicy {
-    let hourly = Decimal::from(monthly) / Decimal::from(HOURS_PER_MONTH);
+    let hourly = monthly.decimal() / Decimal::from(HOURS_PER_MONTH);
     CountablePolicy {
         countable_policy_id: format!("countable_policy_{service}"),
         data_unit,
@@ -168,23 +170,28 @@ fn check(parameters: &Parameters) -> Result<(), ApiError> {
     }
 }
 
-async fn get_public(parameters: Parameters) -> Result<Json<PriceSystem>, ApiError> {
+async fn get_public(
+    State(clever): State<Clever>,
+    parameters: Parameters,
+) -> Result<Json<PriceSystem>, ApiError> {
     check(&parameters)?;
-    Ok(Json(price_system(None)))
+    Ok(Json(price_system(None, &clever.platform.rates(None))))
 }
 
 async fn get_of_owner(
-    State(_): State<Clever>,
+    State(clever): State<Clever>,
     owner: Owner,
     parameters: Parameters,
 ) -> Result<Json<PriceSystem>, ApiError> {
     check(&parameters)?;
-    Ok(Json(price_system(Some(owner.id))))
+    let rates = clever.platform.rates(None);
+    Ok(Json(price_system(Some(owner.id), &rates)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::catalog::RATES;
     use crate::platform::model::Flavor;
     use crate::platform::pricing::Price;
 
@@ -200,7 +207,7 @@ mod tests {
 
     #[test]
     fn node_prices_are_those_that_karpenter_knows() {
-        let written = serde_json::to_string(&price_system(None)).unwrap();
+        let written = serde_json::to_string(&price_system(None, &RATES)).unwrap();
         let check = |service: &str, unit: &str, quantity: u64, price: &str| {
             let body: serde_json::Value = serde_json::from_str(&written).unwrap();
             let policies = body["countable"].as_array().unwrap();
@@ -227,12 +234,12 @@ mod tests {
     /// A client multiplies the unit prices with what a flavor has, for an hour or 720, and rounds.
     #[test]
     fn a_client_that_multiplies_finds_the_specification_s_prices() {
-        let written = serde_json::to_string(&price_system(None)).unwrap();
+        let written = serde_json::to_string(&price_system(None, &RATES)).unwrap();
         for (service, billed) in SERVICES {
             let vcpu = written_price(&written, &format!("{service}.vcpu"));
             let ram = written_price(&written, &format!("{service}.ram"));
             for flavor in Flavor::ALL {
-                let (size, price) = (flavor.size(), Price::of(flavor, billed));
+                let (size, price) = (flavor.size(), Price::of(flavor, billed, &RATES));
                 let hour = Decimal::from(size.vcpus) * vcpu + Decimal::from(size.ram_gb) * ram;
                 let half_up = RoundingStrategy::MidpointAwayFromZero;
                 let shown =

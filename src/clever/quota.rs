@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::clever::Clever;
@@ -17,16 +18,17 @@ pub fn routes() -> Router<Clever> {
         .route("/v4/kubernetes/organisations/{owner}/usage", get(get_usage))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QuotaBody {
     pub id: String,
+    #[schemars(with = "String")]
     pub tenant_id: OwnerId,
     pub tags: Vec<String>,
     pub quotas: Vec<QuotaItem>,
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "type")]
 pub enum QuotaItem {
     MillivCPUMaxLimit { maximum: u64 },
@@ -35,7 +37,7 @@ pub enum QuotaItem {
 }
 
 /// An amount with a unit. The CLI reads units as powers of 1024.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Information {
     pub name: &'static str,
     pub number: u64,

@@ -24,8 +24,7 @@ use super::vm::{
 };
 use super::work_queue::{WorkQueue, Workers};
 use super::{
-    CloudConfig, CloudError, KEYSPACE, LoadBalancer, Observed, Requested, address_pool, boot,
-    clock_reading,
+    CloudConfig, CloudError, KEYSPACE, Observed, Requested, address_pool, boot, clock_reading,
 };
 
 /// How often a change is tried again after somebody else's came first.
@@ -399,66 +398,6 @@ impl Cloud {
             })
     }
 
-    /// Requests a load balancer with `count` public addresses of its own. Idempotent by id.
-    pub async fn create_load_balancer(
-        &self,
-        id: &str,
-        owner: &str,
-        flavor: &str,
-        domain_name: &str,
-        count: usize,
-    ) -> Result<LoadBalancer> {
-        let _serial = self.inner.allocating.lock().await;
-        let key = format!("{}{id}", record::LOAD_BALANCER);
-        for _ in 0..ATTEMPTS {
-            if let Some(existing) = self.load_balancer(id) {
-                return Ok(existing);
-            }
-            let addresses = self.free_public(count)?;
-            let (mut compare, mut changes) = lease(id, &addresses)?;
-            let load_balancer = LoadBalancer {
-                id: id.to_owned(),
-                owner: owner.to_owned(),
-                flavor: flavor.to_owned(),
-                domain_name: domain_name.to_owned(),
-                addresses,
-            };
-            compare.push(mod_revision_is(key.clone(), 0));
-            changes.push(encode(&key, &load_balancer)?);
-            if self.commit(compare, changes).await? {
-                return Ok(load_balancer);
-            }
-        }
-        Err(CloudError::Contention(key))
-    }
-
-    /// Removes a load balancer and frees its addresses. Idempotent.
-    pub async fn delete_load_balancer(&self, id: &str) -> Result<()> {
-        self.inner.records.catch_up().await?;
-        let Some(load_balancer) = self.load_balancer(id) else {
-            return Ok(());
-        };
-        let mut changes = vec![delete(format!("{}{id}", record::LOAD_BALANCER))];
-        changes.extend(
-            load_balancer
-                .addresses
-                .iter()
-                .map(|a| delete(address_key(*a))),
-        );
-        self.commit(Vec::new(), changes).await.map(drop)
-    }
-
-    pub fn load_balancer(&self, id: &str) -> Option<LoadBalancer> {
-        let stored = self
-            .inner
-            .records
-            .get(&format!("{}{id}", record::LOAD_BALANCER))?;
-        match stored.record.as_ref() {
-            Record::LoadBalancer(load_balancer) => Some(load_balancer.clone()),
-            _ => None,
-        }
-    }
-
     /// Everything that there is, as of now.
     pub async fn inventory(&self) -> Result<Inventory> {
         self.inner.records.catch_up().await?;
@@ -586,6 +525,7 @@ fn address_key(address: Ipv4Addr) -> String {
 
 mod agenda;
 mod faults;
+mod load_balancers;
 mod metering;
 mod networks;
 mod vm_work;

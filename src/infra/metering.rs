@@ -4,6 +4,9 @@
 //! being taken down, it is nobody's to pay. A replacement is a VM like any other: it counts from when it
 //! runs, and the one that it replaces until its deletion is asked for.
 //!
+//! A load balancer is metered as long as the fleet has it, and a volume as long as it exists, by its size:
+//! how much of it is written is nobody's to pay.
+//!
 //! Time on the meter is an [`Interval`]. The one under way is a field of the resource's own record,
 //! `metered_since`; it is closed in the transaction that ends it, so no crash can lose or double any of
 //! it. Closed intervals are kept until they are rolled up ([`RolledUp`]): hour by hour, for ever, in a
@@ -19,7 +22,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 
+use super::record::Record;
 use super::vm::{Health, Observed, Requested, Vm};
+use super::volume::Volume;
 
 /// Closed intervals, by owner, start and resource.
 pub const INTERVAL: &str = "/metering/interval/";
@@ -71,6 +76,21 @@ impl Level {
         }
     }
 
+    pub fn of_volume(volume: &Volume) -> Level {
+        Level {
+            storage_mib: volume.size_bytes.div_ceil(1 << 20),
+            ..Level::default()
+        }
+    }
+
+    /// Of one.
+    pub const LOAD_BALANCER: Level = Level {
+        vcpus: 0,
+        ram_gb: 0,
+        load_balancers: 1,
+        storage_mib: 0,
+    };
+
     /// Nothing if `until` is not after `from`.
     pub fn between(self, from: Timestamp, until: Timestamp) -> Usage {
         let ms = u64::try_from(until.0.saturating_sub(from.0)).unwrap_or(0);
@@ -118,7 +138,7 @@ impl std::iter::Sum for Usage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Interval {
-    /// Id of the VM.
+    /// Id of the VM, load balancer or volume.
     pub resource: String,
     /// Whose it was, as [`VmSpec::owner`](super::VmSpec::owner).
     pub owner: String,
@@ -141,6 +161,46 @@ impl Vm {
     /// Whether the VM is on the meter.
     pub fn is_metered(&self) -> bool {
         self.requested == Requested::Running && self.is_running() && self.is_healthy()
+    }
+}
+
+/// What a record has on the meter that is not over.
+pub(super) struct UnderWay {
+    pub resource: String,
+    pub owner: String,
+    pub level: Level,
+    pub since: Timestamp,
+}
+
+impl UnderWay {
+    /// `None` of what is not on the meter.
+    pub fn of(record: &Record) -> Option<UnderWay> {
+        let (resource, owner, level, since) = match record {
+            Record::Vm(vm) => {
+                let spec = &vm.spec;
+                (&spec.id.0, &spec.owner, Level::of_vm(vm), vm.metered_since)
+            }
+            Record::LoadBalancer(it) => (&it.id, &it.owner, Level::LOAD_BALANCER, it.metered_since),
+            Record::Volume(it) => (&it.id, &it.owner, Level::of_volume(it), it.metered_since),
+            _ => return None,
+        };
+        Some(UnderWay {
+            resource: resource.clone(),
+            owner: owner.clone(),
+            level,
+            since: since?,
+        })
+    }
+
+    /// As if it were over at `now`; `None` if it began then.
+    pub fn until(self, now: Timestamp) -> Option<Interval> {
+        (self.since < now).then_some(Interval {
+            resource: self.resource,
+            owner: self.owner,
+            level: self.level,
+            started_at: self.since,
+            ended_at: now,
+        })
     }
 }
 

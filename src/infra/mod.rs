@@ -135,6 +135,24 @@ pub struct LoadBalancer {
     pub domain_name: String,
     /// Public; its own as long as it exists.
     pub addresses: Vec<Ipv4Addr>,
+    /// Since when it is on the meter: see [`metering`]. `None`: it never is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metered_since: Option<Timestamp>,
+}
+
+/// A request for a load balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadBalancerSpec {
+    pub id: String,
+    /// Whose it is, as [`VmSpec::owner`].
+    pub owner: String,
+    /// Such as `XS-duo`.
+    pub flavor: String,
+    pub domain_name: String,
+    /// How many public addresses it has.
+    pub addresses: usize,
+    /// Whether it is on the meter; else it is a part of something that is.
+    pub metered: bool,
 }
 
 /// A network between VMs.

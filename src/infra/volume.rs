@@ -15,4 +15,7 @@ pub struct Volume {
     /// At most `size_bytes`.
     pub used_bytes: u64,
     pub created_at: Timestamp,
+    /// Since when it is on the meter with its size: see [`metering`](super::metering).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metered_since: Option<Timestamp>,
 }

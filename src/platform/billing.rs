@@ -1,46 +1,69 @@
-//! What an organisation's use costs: the meter's time at the catalog's rates.
+//! What an organisation's use costs: the meter's time at the rates of that time.
 //!
-//! An amount is kept as a whole number of euro a month, times milliseconds: exact for any time, where an
-//! hour's price may have no end of decimals. So costs add up whatever the time is divided into, and only
-//! what is shown is rounded, half up.
+//! An amount is kept as a whole number, fine enough that none is ever rounded: so costs add up whatever the
+//! time is divided into, and only what is shown is rounded, half up.
 //!
-//! What is paid for is when a VM ran (see [`crate::infra::metering`]): not while it boots, not once its
-//! deletion is asked for.
+//! What is paid for is when a VM ran and was well (see [`crate::infra::metering`]): not while it boots, not
+//! once its deletion is asked for, not while it does not answer. While a VM is replaced, the rule is:
+//!
+//! - one that failed is paid until its probes say so, and its successor from when it runs: nobody pays for
+//!   the same service twice;
+//! - one that works, and is only renewed (an update, a redeployment), is paid until it is taken down, and its
+//!   successor from when it runs: for as long as both run, both are paid;
+//! - the quota counts what is asked for, never the successor.
 
 use std::collections::BTreeMap;
 
+use rust_decimal::Decimal;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::clock::Timestamp;
-use crate::infra::metering::{Metered, Run, Usage};
+use crate::infra::metering::{HOUR_MS, Metered, Run, Usage, hour_of};
 
 use super::catalog::{Billed, HOURS_PER_MONTH};
-use super::model::{Cluster, ClusterId, NodeGroupId, Topology, TopologyKind};
+use super::model::{Cluster, ClusterId, Flavor, NodeGroupId, Topology, TopologyKind};
+use super::pricing::shown;
+use super::rates::{Rate, RateTable, Rates};
 use super::store::CloudOwner;
 
-/// Milliseconds of the month that prices are for.
+/// Milliseconds of the month that rates are for.
 const MONTH_MS: u128 = HOURS_PER_MONTH as u128 * 3_600_000;
+/// A GB of storage, in the meter's units.
+const MIB_PER_GB: u128 = 1024;
+/// What a euro is in units of [`Cost`].
+const EURO: u128 = MONTH_MS * MIB_PER_GB * 1_000_000;
 
-/// Euro, exactly, without taxes. In units of a euro a month for a millisecond.
+/// Euro, exactly, without taxes. In units of a millionth of a euro a month, for a millisecond of a 1024th:
+/// finer than any rate times any use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost(u128);
 
 impl Cost {
-    pub fn of(usage: Usage, billed: Billed) -> Cost {
-        let rates = billed.rates();
-        Cost(
-            u128::from(usage.vcpu_ms) * u128::from(rates.vcpu)
-                + u128::from(usage.ram_gb_ms) * u128::from(rates.ram_gb),
-        )
+    /// Of so many units at a rate, each for a millisecond.
+    fn of(unit_ms: u64, rate: Rate) -> Cost {
+        Cost(u128::from(unit_ms) * u128::from(rate.micros()) * MIB_PER_GB)
+    }
+
+    /// Of MiB at the rate of a GB.
+    fn of_storage(mib_ms: u64, rate: Rate) -> Cost {
+        Cost(u128::from(mib_ms) * u128::from(rate.micros()))
+    }
+
+    /// Of VMs.
+    pub fn of_vms(usage: Usage, billed: Billed, rates: &Rates) -> Cost {
+        let rates = rates.of(billed);
+        Cost::of(usage.vcpu_ms, rates.vcpu) + Cost::of(usage.ram_gb_ms, rates.ram_gb)
     }
 
     /// Euro with `places` decimals, half up.
-    pub fn shown(self, places: u32) -> String {
-        let scale = 10u128.pow(places);
-        let rounded = (self.0 * scale * 2 + MONTH_MS) / (MONTH_MS * 2);
-        let (whole, part) = (rounded / scale, rounded % scale);
-        let width = usize::try_from(places).unwrap_or(0);
-        format!("{whole}.{part:0width$}")
+    pub fn shown(self, places: u32) -> Decimal {
+        shown(self.0, EURO, places)
+    }
+
+    /// What is to be paid: whole cents, half up.
+    pub fn cents(self) -> u64 {
+        u64::try_from(self.shown(2).mantissa()).unwrap_or(u64::MAX)
     }
 }
 
@@ -61,7 +84,20 @@ impl std::iter::Sum for Cost {
 /// To the cent, in decimal.
 impl Serialize for Cost {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.shown(2))
+        serializer.collect_str(&self.shown(2))
+    }
+}
+
+impl JsonSchema for Cost {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Amount".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "description": "Euro without taxes, to the cent; sums are of what is behind it, which is exact",
+        })
     }
 }
 
@@ -75,7 +111,7 @@ pub struct Item {
 /// Use within some hours: `[from, until)`, less than an hour or all of it.
 type Hours = BTreeMap<Timestamp, Usage>;
 
-/// Each item's use between two full hours, hour by hour, where there was any.
+/// Each item's use hour by hour, where there was any. What is rolled up must be divided at both ends.
 pub fn hourly(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<Item, Hours> {
     let mut items: BTreeMap<Item, Hours> = BTreeMap::new();
     let mut add = |owner: &str, at: Timestamp, usage: Usage| {
@@ -89,15 +125,17 @@ pub fn hourly(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<
             cluster: owner.cluster,
             node_group: owner.node_group,
         };
-        let hour = crate::infra::metering::hour_of(at);
-        *items.entry(item).or_default().entry(hour).or_default() += usage;
+        *items
+            .entry(item)
+            .or_default()
+            .entry(hour_of(at))
+            .or_default() += usage;
     };
     for interval in &metered.intervals {
         let end = interval.ended_at.min(until);
         let mut at = interval.started_at.max(from);
         while at < end {
-            let hour = crate::infra::metering::hour_of(at);
-            let next = Timestamp(hour.0 + crate::infra::metering::HOUR_MS).min(end);
+            let next = Timestamp(hour_of(at).0 + HOUR_MS).min(end);
             add(&interval.owner, at, interval.level.between(at, next));
             at = next;
         }
@@ -111,7 +149,7 @@ pub fn hourly(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<
     items
 }
 
-/// Each item's use in all, between two full hours.
+/// Each item's use in all, of a time that is divided as [`hourly`] says.
 pub fn totals(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<Item, Usage> {
     let items = hourly(metered, from, until);
     let sum = |hours: Hours| hours.into_values().sum();
@@ -130,58 +168,200 @@ pub fn billed_as(topology: &Topology, is_node_group: bool) -> Billed {
     }
 }
 
-/// A line of an invoice.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// What a line of an invoice is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct InvoiceLine {
-    pub cluster_id: ClusterId,
-    pub cluster_name: String,
-    /// `null`: the control plane.
-    pub node_group_id: Option<NodeGroupId>,
-    /// vCPU times milliseconds.
-    pub vcpu_ms: u64,
-    /// GB times milliseconds.
-    pub ram_gb_ms: u64,
-    /// Euro a month of 720 hours.
-    pub vcpu_monthly_rate: u32,
-    pub ram_gb_monthly_rate: u32,
-    /// Shown to the cent.
+pub enum LineKind {
+    ControlPlane,
+    NodeGroup,
+    /// Of the cluster's Services.
+    LoadBalancers,
+    /// Persistent volumes.
+    Storage,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Unit {
+    Vcpu,
+    /// 1024³ bytes of memory.
+    RamGb,
+    LoadBalancer,
+    /// 1024³ bytes of volumes.
+    StorageGb,
+}
+
+/// So much of something at a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Charge {
+    pub unit: Unit,
+    /// Units times milliseconds, exactly, in decimal.
+    #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
+    pub unit_ms: Decimal,
+    /// Units times hours, to four places.
+    #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
+    pub unit_hours: Decimal,
+    /// Euro for a unit a month of 720 hours.
+    pub monthly_rate: Rate,
     pub amount: Cost,
 }
 
+fn as_text<S: Serializer>(number: &Decimal, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
+}
+
+impl Charge {
+    /// `count` is in parts of a unit, of which there are `parts`.
+    fn new(unit: Unit, count: u64, parts: u128, monthly_rate: Rate, amount: Cost) -> Charge {
+        let count = u128::from(count);
+        let hour = parts * u128::from(HOUR_MS.unsigned_abs());
+        let exact = Decimal::from(count) / Decimal::from(parts);
+        Charge {
+            unit,
+            unit_ms: exact.normalize(),
+            unit_hours: shown(count, hour, 4),
+            monthly_rate,
+            amount,
+        }
+    }
+}
+
+/// A line of an invoice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InvoiceLine {
+    pub kind: LineKind,
+    #[schemars(with = "String")]
+    pub cluster_id: ClusterId,
+    pub cluster_name: String,
+    /// `null`: not of a node group.
+    #[schemars(with = "Option<String>")]
+    pub node_group_id: Option<NodeGroupId>,
+    pub node_group_name: Option<String>,
+    /// Of the node group's nodes.
+    pub flavor: Option<Flavor>,
+    /// The line is for what was used from then...
+    #[serde(serialize_with = "as_date")]
+    #[schemars(with = "String")]
+    pub since: Timestamp,
+    /// ... until then: a part of the month where rates changed within it.
+    #[serde(serialize_with = "as_date")]
+    #[schemars(with = "String")]
+    pub until: Timestamp,
+    pub charges: Vec<Charge>,
+    /// The exact sum of the charges; shown to the cent.
+    pub amount: Cost,
+}
+
+fn as_date<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&at.to_rfc3339())
+}
+
 /// What an organisation used in a month, or in what of it is over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Invoice {
+    /// In the order of the clusters' and node groups' creation.
     pub lines: Vec<InvoiceLine>,
     /// The exact sum of the lines; shown to the cent.
     pub total: Cost,
 }
 
-/// Bills `usage`; `clusters` are all that the organisation ever had.
-pub fn invoice(usage: &BTreeMap<Item, Usage>, clusters: &[Cluster]) -> Invoice {
-    let by_id: BTreeMap<_, _> = clusters.iter().map(|it| (&it.id, it)).collect();
-    let lines: Vec<InvoiceLine> = usage
-        .iter()
-        .filter_map(|(item, usage)| {
-            let Some(cluster) = by_id.get(&item.cluster) else {
+/// What a node group is, or was, for its line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BilledGroup {
+    pub name: String,
+    pub flavor: Flavor,
+}
+
+/// What an organisation has, or had.
+#[derive(Clone, Debug, Default)]
+pub struct Billable {
+    pub clusters: BTreeMap<ClusterId, Cluster>,
+    pub node_groups: BTreeMap<NodeGroupId, BilledGroup>,
+}
+
+/// Bills what was used in `[from, until)`, as far as it is past.
+pub fn invoice(
+    metered: &Metered,
+    billable: &Billable,
+    rates: &RateTable,
+    from: Timestamp,
+    until: Timestamp,
+) -> Invoice {
+    let mut lines = Vec::new();
+    for period in rates.periods(from, until) {
+        for (item, usage) in totals(metered, period.from, period.until) {
+            let Some(cluster) = billable.clusters.get(&item.cluster) else {
                 tracing::error!(cluster = %item.cluster, "used, and never recorded");
-                return None;
+                continue;
             };
-            let billed = billed_as(&cluster.topology, item.node_group.is_some());
-            let rates = billed.rates();
-            Some(InvoiceLine {
-                cluster_id: cluster.id.clone(),
-                cluster_name: cluster.name.clone(),
-                node_group_id: item.node_group.clone(),
-                vcpu_ms: usage.vcpu_ms,
-                ram_gb_ms: usage.ram_gb_ms,
-                vcpu_monthly_rate: rates.vcpu,
-                ram_gb_monthly_rate: rates.ram_gb,
-                amount: Cost::of(*usage, billed),
-            })
-        })
-        .collect();
+            let group = item.node_group.as_ref();
+            let group = group.and_then(|id| billable.node_groups.get(id));
+            let mut add = |kind, charges: &[Charge]| {
+                let charges: Vec<Charge> = charges
+                    .iter()
+                    .copied()
+                    .filter(|charge| !charge.unit_ms.is_zero())
+                    .collect();
+                if charges.is_empty() {
+                    return;
+                }
+                lines.push(InvoiceLine {
+                    kind,
+                    cluster_id: cluster.id.clone(),
+                    cluster_name: cluster.name.clone(),
+                    node_group_id: item.node_group.clone(),
+                    node_group_name: group.map(|group| group.name.clone()),
+                    flavor: group.map(|group| group.flavor),
+                    since: period.from,
+                    until: period.until,
+                    amount: charges.iter().map(|charge| charge.amount).sum(),
+                    charges,
+                });
+            };
+            let charge =
+                |unit, count, rate| Charge::new(unit, count, 1, rate, Cost::of(count, rate));
+            let rates = period.rates;
+            let vms = rates.of(billed_as(&cluster.topology, item.node_group.is_some()));
+            let kind = match item.node_group {
+                None => LineKind::ControlPlane,
+                Some(_) => LineKind::NodeGroup,
+            };
+            let (vcpus, ram) = (usage.vcpu_ms, usage.ram_gb_ms);
+            add(
+                kind,
+                &[
+                    charge(Unit::Vcpu, vcpus, vms.vcpu),
+                    charge(Unit::RamGb, ram, vms.ram_gb),
+                ],
+            );
+            let (count, rate) = (usage.load_balancer_ms, rates.billed_load_balancer());
+            add(
+                LineKind::LoadBalancers,
+                &[charge(Unit::LoadBalancer, count, rate)],
+            );
+            let (count, rate) = (usage.storage_mib_ms, rates.billed_storage_gb());
+            let cost = Cost::of_storage(count, rate);
+            let storage = Charge::new(Unit::StorageGb, count, MIB_PER_GB, rate, cost);
+            add(LineKind::Storage, &[storage]);
+        }
+    }
+    lines.sort_by(|a, b| {
+        let key = |it: &InvoiceLine| {
+            (
+                it.cluster_id.clone(),
+                it.node_group_id.clone(),
+                it.kind,
+                it.since,
+            )
+        };
+        key(a).cmp(&key(b))
+    });
     let total = lines.iter().map(|line| line.amount).sum();
     Invoice { lines, total }
 }
@@ -192,9 +372,10 @@ mod tests {
 
     use super::*;
     use crate::infra::metering::{HOUR_MS, Level};
-    use crate::platform::catalog::Billed;
+    use crate::platform::catalog::RATES;
     use crate::platform::model::Flavor;
-    use crate::platform::pricing::{QuotedGroup, quote};
+    use crate::platform::pricing::quote;
+    use crate::platform::shape::{NodeGroupShape, Shape};
 
     fn level(flavor: Flavor, count: u32) -> Level {
         let size = flavor.size();
@@ -208,13 +389,17 @@ mod tests {
     #[test]
     fn an_amount_is_rounded_half_up_where_it_is_shown() {
         let check = |cost: u128, places, expect: &str| {
-            assert_eq!(Cost(cost).shown(places), expect);
+            assert_eq!(Cost(cost).shown(places).to_string(), expect);
         };
         check(0, 2, "0.00");
-        check(MONTH_MS * 64, 2, "64.00");
-        check(MONTH_MS / 200, 2, "0.01");
-        check(MONTH_MS / 200 - 1, 2, "0.00");
-        check(MONTH_MS * 64 / 720, 4, "0.0889");
+        check(EURO * 64, 2, "64.00");
+        check(EURO / 200, 2, "0.01");
+        check(EURO / 200 - 1, 2, "0.00");
+        check(EURO * 64 / 720, 4, "0.0889");
+        assert_eq!(
+            (Cost(EURO / 200 - 1).cents(), Cost(EURO * 64).cents()),
+            (0, 6400)
+        );
     }
 
     proptest! {
@@ -224,34 +409,46 @@ mod tests {
             kind in 0usize..3,
             flavor in 2usize..6,
             factor in 1u8..=5,
+            unlike in proptest::array::uniform5((0usize..6, 1u8..=5)),
             groups in proptest::collection::vec((0usize..6, 0u32..257), 0..8),
         ) {
             use crate::platform::model::{Component, ComponentConfig, Components};
             let flavor = Flavor::ALL[flavor];
-            let (topology, vms) = match kind {
-                0 => (Topology::AllInOne { flavor, replication_factor: factor }, 1),
-                1 => (Topology::DedicatedCompute { flavor, replication_factor: factor }, 1),
+            let own = level(flavor, u32::from(factor));
+            let (topology, levels) = match kind {
+                0 => (Topology::AllInOne { flavor, replication_factor: factor }, vec![own]),
+                1 => (Topology::DedicatedCompute { flavor, replication_factor: factor }, vec![own]),
                 _ => {
                     let config = ComponentConfig { flavor, replication_factor: factor };
-                    (Topology::Distributed { components: Components::uniform(config) }, Component::ALL.len())
+                    let mut components = Components::uniform(config);
+                    let mut levels = Vec::new();
+                    for (component, (flavor, replication_factor)) in Component::ALL.into_iter().zip(unlike) {
+                        let flavor = Flavor::ALL[flavor];
+                        *components.get_mut(component) = ComponentConfig { flavor, replication_factor };
+                        levels.push(level(flavor, u32::from(replication_factor)));
+                    }
+                    (Topology::Distributed { components }, levels)
                 }
             };
-            let groups: Vec<QuotedGroup> = groups
+            let groups: Vec<NodeGroupShape> = groups
                 .into_iter()
-                .map(|(flavor, count)| QuotedGroup { name: None, flavor: Flavor::ALL[flavor], count })
+                .map(|(flavor, count)| NodeGroupShape { name: None, flavor: Flavor::ALL[flavor], count })
                 .collect();
-            let vms = u32::try_from(vms).unwrap() * u32::from(factor);
+            let billed = billed_as(&topology, false);
             let cost = |ms: i64| -> Cost {
                 let over = |level: Level| level.between(Timestamp(0), Timestamp(ms));
-                let control_plane = Cost::of(over(level(flavor, vms)), billed_as(&topology, false));
-                groups
-                    .iter()
-                    .map(|it| Cost::of(over(level(it.flavor, it.count)), Billed::Compute))
-                    .sum::<Cost>() + control_plane
+                let workers = groups.iter().map(|it| (level(it.flavor, it.count), Billed::Compute));
+                let control_plane = levels.iter().map(|it| (*it, billed));
+                control_plane
+                    .chain(workers)
+                    .map(|(level, billed)| Cost::of_vms(over(level), billed, &RATES))
+                    .sum()
             };
-            let quoted = quote(&topology, &groups).total;
-            prop_assert_eq!(cost(720 * HOUR_MS).shown(2), quoted.shown_monthly().to_string());
-            prop_assert_eq!(cost(HOUR_MS).shown(4), quoted.shown_hourly().to_string());
+            let (month, hour) = (cost(720 * HOUR_MS), cost(HOUR_MS));
+            let quoted = quote(&Shape::new(topology, groups), &RATES).total;
+            prop_assert_eq!(month.0, quoted.monthly_micros() * EURO / 1_000_000, "exactly");
+            prop_assert_eq!(month.shown(2), quoted.shown_monthly());
+            prop_assert_eq!(hour.shown(4), quoted.shown_hourly());
         }
 
         /// However time is split, and whether it is rolled up or not.
@@ -274,7 +471,7 @@ mod tests {
                 .collect();
             let expect: Cost = intervals
                 .iter()
-                .map(|it| Cost::of(it.level.between(it.started_at, it.ended_at), Billed::Compute))
+                .map(|it| Cost::of_vms(it.level.between(it.started_at, it.ended_at), Billed::Compute, &RATES))
                 .sum();
             let mut steps = Steps::default();
             for it in &intervals {
@@ -289,13 +486,177 @@ mod tests {
                 let cost = |from, until| -> Cost {
                     totals(&metered, from, until)
                         .into_values()
-                        .map(|usage| Cost::of(usage, Billed::Compute))
+                        .map(|usage| Cost::of_vms(usage, Billed::Compute, &RATES))
                         .sum()
                 };
                 prop_assert_eq!(cost(start, end), expect);
                 prop_assert_eq!(cost(start, middle) + cost(middle, end), expect);
             }
         }
+    }
+
+    fn cluster(id: &str, topology: Topology) -> Cluster {
+        use crate::platform::quota::Ledger;
+        use crate::platform::{creation, validation};
+        let request = crate::platform::CreateCluster {
+            name: String::from("demo"),
+            topology: Some(topology),
+            ..crate::platform::CreateCluster::default()
+        };
+        let order = validation::cluster_order(request).unwrap();
+        let owner = "orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap();
+        let mut cluster = creation::cluster(&order, &mut Ledger::new(owner), 0, Timestamp(0));
+        cluster.id = id.parse().unwrap();
+        cluster
+    }
+
+    const CLUSTER: &str = "kubernetes_01KTREHTR6E4JEY46EPYBKY8XG";
+    const GROUP: &str = "node_group_01KTREHTR6E4JEY46EPYBKY8XG";
+
+    fn billable(topology: Topology) -> Billable {
+        let cluster = cluster(CLUSTER, topology);
+        let group = BilledGroup {
+            name: String::from("web"),
+            flavor: Flavor::Xxs,
+        };
+        Billable {
+            clusters: [(cluster.id.clone(), cluster)].into(),
+            node_groups: [(GROUP.parse().unwrap(), group)].into(),
+        }
+    }
+
+    fn interval(
+        node_group: bool,
+        level: Level,
+        from: i64,
+        until: i64,
+    ) -> crate::infra::metering::Interval {
+        let owner = "orga_3547a882-e464-4c34-8168-add4b3e0c135";
+        let group = if node_group {
+            format!("/{GROUP}")
+        } else {
+            String::new()
+        };
+        crate::infra::metering::Interval {
+            resource: format!("{from}-{until}"),
+            owner: format!("{owner}/{CLUSTER}{group}"),
+            level,
+            started_at: Timestamp(from),
+            ended_at: Timestamp(until),
+        }
+    }
+
+    /// The example of `rates`: 2 euro a vCPU until 10:20, 3 from then on; and it is divided likewise in
+    /// what is rolled up.
+    #[test]
+    fn a_change_of_rates_divides_an_hour() {
+        use crate::infra::metering::{RolledUp, Steps};
+        let change_at = Timestamp(10 * HOUR_MS + 20 * 60_000);
+        let change = crate::platform::rates::RatesChange {
+            compute: Some(crate::platform::rates::VmRates {
+                vcpu: Rate::euro(3),
+                ram_gb: Rate::euro(0),
+            }),
+            ..Default::default()
+        };
+        let rates = RateTable::default()
+            .plan(Timestamp(0), &[(Some(change_at), change)])
+            .unwrap();
+        let vm = Level {
+            vcpus: 4,
+            ram_gb: 4,
+            ..Level::default()
+        };
+        let it = interval(true, vm, 10 * HOUR_MS, 11 * HOUR_MS);
+        let mut steps = Steps::default();
+        steps.add(it.level, it.started_at, it.ended_at, &rates.cuts());
+        let rolled_up = RolledUp {
+            owner: it.owner.clone(),
+            until: it.ended_at,
+            runs: steps.runs(),
+        };
+        let billable = billable(crate::platform::validation::DEFAULT_TOPOLOGY);
+        for metered in [
+            Metered {
+                intervals: vec![it],
+                rolled_up: Vec::new(),
+            },
+            Metered {
+                intervals: Vec::new(),
+                rolled_up: vec![rolled_up],
+            },
+        ] {
+            let invoice = invoice(
+                &metered,
+                &billable,
+                &rates,
+                Timestamp(0),
+                Timestamp(24 * HOUR_MS),
+            );
+            let amounts: Vec<u128> = invoice.lines.iter().map(|it| it.amount.0).collect();
+            let minute = 60_000 * EURO / MONTH_MS;
+            assert_eq!(amounts, [20 * 4 * (2 + 4) * minute, 40 * 4 * 3 * minute]);
+            assert_eq!(invoice.lines[0].until, change_at);
+            assert_eq!(invoice.lines[1].charges.len(), 2, "free, and on the line");
+            assert_eq!(invoice.total.0, amounts.iter().sum::<u128>());
+        }
+    }
+
+    #[test]
+    fn load_balancers_and_storage_are_on_the_invoice_and_free_until_the_beta_ends() {
+        let level = Level {
+            load_balancers: 1,
+            storage_mib: 1536,
+            ..Level::default()
+        };
+        let metered = Metered {
+            intervals: vec![interval(false, level, 0, 720 * HOUR_MS)],
+            rolled_up: Vec::new(),
+        };
+        let set = |beta| crate::platform::rates::RatesChange {
+            load_balancer: Some("12.5".parse().unwrap()),
+            storage_gb: Some("0.1".parse().unwrap()),
+            beta: Some(beta),
+            ..Default::default()
+        };
+        let end = Timestamp(360 * HOUR_MS);
+        let rates = RateTable::default()
+            .plan(Timestamp(0), &[(None, set(true)), (Some(end), set(false))])
+            .unwrap();
+        let billable = billable(crate::platform::validation::DEFAULT_TOPOLOGY);
+        let invoice = invoice(
+            &metered,
+            &billable,
+            &rates,
+            Timestamp(0),
+            Timestamp(720 * HOUR_MS),
+        );
+        let seen: Vec<_> = invoice
+            .lines
+            .iter()
+            .map(|it| {
+                (
+                    it.kind,
+                    it.charges[0].unit_hours.to_string(),
+                    it.amount.shown(4).to_string(),
+                )
+            })
+            .collect();
+        let line = |kind, hours: &str, amount: &str| (kind, hours.to_owned(), amount.to_owned());
+        assert_eq!(
+            seen,
+            [
+                line(LineKind::LoadBalancers, "360.0000", "0.0000"),
+                line(LineKind::LoadBalancers, "360.0000", "6.2500"),
+                line(LineKind::Storage, "540.0000", "0.0000"),
+                line(LineKind::Storage, "540.0000", "0.0750"),
+            ]
+        );
+        assert_eq!(invoice.total.shown(2).to_string(), "6.33", "6.325, half up");
+        assert_eq!(
+            invoice.lines[2].charges[0].unit_ms.to_string(),
+            "1944000000"
+        );
     }
 
     /// 20,000 ledgers; as many as `CKE_LEDGERS` says.
@@ -314,11 +675,13 @@ mod tests {
                 let usage =
                     level(flavor, random.random_range(0..40)).between(Timestamp(0), Timestamp(ms));
                 let class = random.random_range(0..2);
-                total = total + Cost::of(usage, [Billed::Compute, Billed::ControlPlane][class]);
+                let billed = [Billed::Compute, Billed::ControlPlane][class];
+                total = total + Cost::of_vms(usage, billed, &RATES);
                 vcpu[class] += u128::from(usage.vcpu_ms);
                 ram[class] += u128::from(usage.ram_gb_ms);
             }
-            assert_eq!(total.0, 2 * vcpu[0] + 4 * ram[0] + 3 * vcpu[1] + 6 * ram[1]);
+            let euro = 2 * vcpu[0] + 4 * ram[0] + 3 * vcpu[1] + 6 * ram[1];
+            assert_eq!(total.0, euro * (EURO / MONTH_MS));
         }
     }
 }

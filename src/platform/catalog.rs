@@ -2,6 +2,7 @@
 //! (spec, "Cluster topologies", "Supported versions", "Pricing"; contract cke-models 3 and 9).
 
 use super::model::{Flavor, TopologyKind};
+use super::rates::{Rate, Rates, VmRates};
 
 /// Versions that can be ordered, oldest first.
 pub const AVAILABLE_VERSIONS: [&str; 3] = ["1.34", "1.35", "1.36"];
@@ -69,21 +70,21 @@ pub enum Billed {
     ControlPlane,
 }
 
-/// Euro, without taxes, a month of 720 hours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MonthlyRates {
-    pub vcpu: u32,
-    pub ram_gb: u32,
-}
-
-impl Billed {
-    pub fn rates(self) -> MonthlyRates {
-        match self {
-            Billed::Compute => MonthlyRates { vcpu: 2, ram_gb: 4 },
-            Billed::ControlPlane => MonthlyRates { vcpu: 3, ram_gb: 6 },
-        }
-    }
-}
+/// As long as nobody changes them. Of load balancers and storage no price is public: they cost nothing until
+/// somebody sets a rate, and ends the beta.
+pub const RATES: Rates = Rates {
+    compute: VmRates {
+        vcpu: Rate::euro(2),
+        ram_gb: Rate::euro(4),
+    },
+    control_plane: VmRates {
+        vcpu: Rate::euro(3),
+        ram_gb: Rate::euro(6),
+    },
+    load_balancer: Rate::ZERO,
+    storage_gb: Rate::ZERO,
+    beta: true,
+};
 
 /// What can be ordered, as a value.
 #[derive(Clone, Copy, Debug, Default)]

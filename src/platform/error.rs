@@ -86,6 +86,12 @@ impl From<ClientError> for PlatformError {
     }
 }
 
+impl From<super::rates::RatesRefused> for PlatformError {
+    fn from(refused: super::rates::RatesRefused) -> Self {
+        PlatformError::conflict(refused.to_string())
+    }
+}
+
 impl From<crate::infra::CloudError> for PlatformError {
     fn from(error: crate::infra::CloudError) -> Self {
         PlatformError::Unavailable(error.to_string())

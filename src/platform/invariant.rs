@@ -56,7 +56,7 @@ impl Snapshot {
                 Record::LoadBalancer(load_balancer) => {
                     snapshot.load_balancers.push(load_balancer.clone());
                 }
-                Record::NodeName(_) | Record::Event(_) => {}
+                Record::NodeName(_) | Record::Rates(_) | Record::Event(_) => {}
             }
         }
         snapshot

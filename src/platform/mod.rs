@@ -10,6 +10,7 @@
 pub mod autoscaler;
 pub mod billing;
 pub mod catalog;
+pub mod cheapest;
 pub mod cluster;
 pub mod cluster_api;
 pub mod cluster_event;
@@ -18,6 +19,7 @@ pub mod consumption;
 pub mod control_plane;
 mod controller;
 mod creation;
+pub mod credit;
 pub mod deployment_event;
 pub mod error;
 mod guest;
@@ -33,12 +35,16 @@ pub mod placement;
 pub mod plugin;
 pub mod pricing;
 pub mod quota;
+mod rate_changes;
+pub mod rates;
 pub mod replacement;
 mod request;
+pub mod shape;
 pub mod store;
 pub mod validation;
 mod vm_state;
 pub mod volumes;
+pub mod what_if;
 
 use std::sync::Arc;
 
@@ -165,6 +171,16 @@ impl Platform {
 
     pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {
         Ok(self.store().ledger(owner).await?.value.quota())
+    }
+
+    /// What of the owner's quota nothing holds.
+    pub async fn quota_left(&self, owner: &OwnerId) -> Result<quota::Resources> {
+        let ledger = self.store().ledger(owner).await?.value;
+        let limits = quota::Resources {
+            vcpus: ledger.limits.vcpus,
+            ram_gb: ledger.limits.ram_gb,
+        };
+        Ok(limits.less(ledger.total()))
     }
 
     /// Lets the owner hold so much. What it holds over that stays, and cannot grow.

@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
@@ -24,7 +25,7 @@ use super::identity;
 use super::model::{ClusterId, Flavor, OwnerId, Quota, Topology, UsageItem, UsageItemType};
 
 /// vCPU and memory, of one VM or of many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     pub vcpus: u64,
@@ -46,6 +47,14 @@ impl Resources {
         Resources {
             vcpus: self.vcpus.min(bound.vcpus),
             ram_gb: self.ram_gb.min(bound.ram_gb),
+        }
+    }
+
+    /// What is left of it; nothing, where `other` is more.
+    pub fn less(self, other: Resources) -> Resources {
+        Resources {
+            vcpus: self.vcpus.saturating_sub(other.vcpus),
+            ram_gb: self.ram_gb.saturating_sub(other.ram_gb),
         }
     }
 

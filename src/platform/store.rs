@@ -7,6 +7,9 @@
 //! | `node-names/<cluster>/<name>` | id of what has the name in that cluster |
 //! | `ledgers/<owner>` | [`Ledger`] |
 //! | `load-balancers/<cluster>/<id>` | [`ServiceLoadBalancer`] |
+//! | `rates` | [`RateTable`]; none while the rates are the catalog's |
+//! | `credits/<owner>` | [`Credits`] |
+//! | `removed-node-groups/<cluster>/<node group>` | [`RemovedNodeGroup`]: for invoices, for ever |
 //! | `events/<cluster>/<time>/<source>/<number>` | [`DeploymentEvent`] |
 //! | `cluster-events/<cluster>/<time>/<source>/<number>` | [`Told`]: the unified events of one change |
 //!
@@ -20,25 +23,30 @@ use bytes::Bytes;
 use etcd_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use etcd_proto::etcdserverpb::{Compare, RangeRequest, RequestOp, TxnRequest};
 use etcd_proto::mvccpb::KeyValue;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, prefix_range, put};
 use crate::infra::{self, reflector::Reflector};
 
 use super::cluster_event::{self, ClusterEvent, Told};
+use super::credit::Credits;
 use super::deployment_event::DeploymentEvent;
 use super::error::PlatformError;
 use super::load_balancer::ServiceLoadBalancer;
-use super::model::{Cluster, ClusterId, ClusterStatus, NodeGroup, NodeGroupId, OwnerId};
+use super::model::{Cluster, ClusterId, ClusterStatus, Flavor, NodeGroup, NodeGroupId, OwnerId};
 use super::quota::Ledger;
+use super::rates::RateTable;
 
 pub const CLUSTERS: &str = "/cke/clusters/";
 pub const NODE_GROUPS: &str = "/cke/node-groups/";
 pub const NODE_NAMES: &str = "/cke/node-names/";
 pub const LEDGERS: &str = "/cke/ledgers/";
 pub const LOAD_BALANCERS: &str = "/cke/load-balancers/";
+pub const RATES: &str = "/cke/rates";
+const CREDITS: &str = "/cke/credits/";
+const REMOVED_NODE_GROUPS: &str = "/cke/removed-node-groups/";
 const EVENTS: &str = "/cke/events/";
 /// Not in view: they are read when asked for.
 const CLUSTER_EVENTS: &str = "/cke/cluster-events/";
@@ -89,6 +97,24 @@ pub fn load_balancers_of(cluster: &ClusterId) -> String {
 
 fn ledger_key(owner: &OwnerId) -> String {
     format!("{LEDGERS}{owner}")
+}
+
+fn credits_key(owner: &OwnerId) -> String {
+    format!("{CREDITS}{owner}")
+}
+
+fn removed_node_groups_of(cluster: &ClusterId) -> String {
+    format!("{REMOVED_NODE_GROUPS}{cluster}/")
+}
+
+/// What is kept of a node group once it is gone: it may still be on an invoice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemovedNodeGroup {
+    pub id: NodeGroupId,
+    pub name: String,
+    pub flavor: Flavor,
+    pub created_at: Timestamp,
 }
 
 /// Whose something of the cloud is: what the platform writes as owner there, and reads from there.
@@ -153,6 +179,7 @@ pub enum Record {
     NodeName(String),
     Ledger(Ledger),
     LoadBalancer(ServiceLoadBalancer),
+    Rates(RateTable),
     Event(DeploymentEvent),
 }
 
@@ -178,6 +205,8 @@ pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value).map(Record::Ledger)
     } else if key.starts_with(LOAD_BALANCERS) {
         read(key, value).map(Record::LoadBalancer)
+    } else if key == RATES {
+        read(key, value).map(Record::Rates)
     } else if key.starts_with(EVENTS) {
         read(key, value).map(Record::Event)
     } else {
@@ -277,6 +306,14 @@ impl Change {
         self.compare
             .push(mod_revision_is(key.clone(), before.revision));
         self.operations.push(delete(key));
+        let removed = RemovedNodeGroup {
+            id: last.id.clone(),
+            name: last.name.clone(),
+            flavor: last.flavor,
+            created_at: last.created_at,
+        };
+        let key = format!("{}{}", removed_node_groups_of(&last.cluster), last.id);
+        self.operations.push(put(key, encode(&removed)?));
         Ok(())
     }
 
@@ -308,6 +345,16 @@ impl Change {
     pub fn ledger(&mut self, ledger: &Versioned<Ledger>) -> Result<()> {
         let key = ledger_key(&ledger.value.owner);
         self.write(key, ledger.revision, &ledger.value)
+    }
+
+    /// `revision` is that of the table before, 0 for the first.
+    pub fn rates(&mut self, table: &RateTable, revision: i64) -> Result<()> {
+        self.write(RATES.to_owned(), revision, table)
+    }
+
+    pub fn credits(&mut self, credits: &Versioned<Credits>) -> Result<()> {
+        let key = credits_key(&credits.value.owner);
+        self.write(key, credits.revision, &credits.value)
     }
 
     /// Writes the record. `revision` is that of the record before, 0 for a new one.
@@ -502,6 +549,30 @@ impl Store {
         let found = self.find(ledger_key(owner)).await?;
         Ok(found.unwrap_or_else(|| Versioned {
             value: Ledger::new(owner.clone()),
+            revision: 0,
+            read_at: 0,
+        }))
+    }
+
+    /// Of a cluster, in the order of their ids.
+    pub async fn removed_node_groups(&self, cluster: &ClusterId) -> Result<Vec<RemovedNodeGroup>> {
+        let listed = self.client.list(removed_node_groups_of(cluster)).await?;
+        listed.value.iter().map(read).collect()
+    }
+
+    pub async fn rates(&self) -> Result<Versioned<RateTable>> {
+        let found = self.find(RATES.to_owned()).await?;
+        Ok(found.unwrap_or_else(|| Versioned {
+            value: RateTable::default(),
+            revision: 0,
+            read_at: 0,
+        }))
+    }
+
+    pub async fn credits(&self, owner: &OwnerId) -> Result<Versioned<Credits>> {
+        let found = self.find(credits_key(owner)).await?;
+        Ok(found.unwrap_or_else(|| Versioned {
+            value: Credits::new(owner.clone()),
             revision: 0,
             read_at: 0,
         }))

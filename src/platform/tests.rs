@@ -12,6 +12,11 @@ use crate::infra::Datacenter;
 use crate::infra::testing::MemoryKeyspaces;
 use rand::{Rng, SeedableRng};
 
+mod billed_year;
+mod quota_paths;
+mod quoted_month;
+mod replacement_overlap;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bundle_is_active_after_about_a_minute() {
     let world = World::new().await;

@@ -140,6 +140,20 @@ impl Client {
         sender.send_request(request).await.map_err(broken)
     }
 
+    /// The body of a success.
+    pub async fn text(&self, method: &Method, path: &str) -> Result<String, ClientError> {
+        let answer = self.send(method, path, None).await?;
+        if answer.status.is_success() {
+            return Ok(answer.text());
+        }
+        Err(ClientError::Refused {
+            method: method.clone(),
+            path: path.to_owned(),
+            status: answer.status,
+            said: answer.text(),
+        })
+    }
+
     /// The body of a success, as JSON.
     pub async fn json(
         &self,

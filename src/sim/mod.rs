@@ -3,7 +3,7 @@
 //! A client like any other: it knows the REST and control APIs of a server, and nothing inside one.
 
 mod check;
-mod client;
+pub(crate) mod client;
 mod clusters;
 mod expectation;
 mod junit;

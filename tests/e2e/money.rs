@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Cke, MANUAL, text};
 use crate::http::{self, Auth};
@@ -95,19 +95,242 @@ fn any_shape_has_a_price() {
     let quote = quote.ok();
     assert_eq!(quote["currency"], "EUR");
     assert_eq!(quote["taxesIncluded"], false);
+    assert_eq!(quote["shape"], "ALL_IN_ONE:S:1+web=XS:7");
     assert_eq!(
         quote["total"],
         json!({"hourly": "0.5167", "monthly": "372.00"})
     );
     assert_eq!(price("{}").ok()["total"]["monthly"], "66.00");
+    let several = price(
+        r#"{"shapes":[{},{"topologyConfig":{"topology":"DISTRIBUTED","components":{
+            "apiserver":{"flavor":"S","replicationFactor":3},
+            "controllerManager":{"flavor":"2XS","replicationFactor":1},
+            "scheduler":{"flavor":"2XS","replicationFactor":1},
+            "nodeGroupOperator":{"flavor":"2XS","replicationFactor":1},
+            "cloudControllerManager":{"flavor":"2XS","replicationFactor":1}}}}]}"#,
+    );
+    let several = several.ok();
+    let monthly = |index: usize| several["quotes"][index]["total"]["monthly"].clone();
+    assert_eq!((monthly(0), monthly(1)), (json!("66.00"), json!("432.00")));
+    assert_eq!(
+        several["differences"][0]["total"],
+        json!({"hourly": "+0.5083", "monthly": "+366.00"})
+    );
     for body in [
         r#"{"topologyConfig":{"topology":"ALL_IN_ONE","flavor":"2XS","replicationFactor":1}}"#,
         r#"{"nodeGroups":[{"flavor":"S","targetNodeCount":257}]}"#,
         r#"{"nodeGroups":[{"flavor":"S"}]}"#,
+        r#"{"shapes":[]}"#,
+        r#"{"shapes":[{},{"nodeGroups":[{"flavor":"S","targetNodeCount":257}]}]}"#,
+        r#"{"at":"yesterday"}"#,
         "",
     ] {
         assert_eq!(price(body).status, 400, "{body}");
     }
+
+    let cheapest = |body: &str| cke.request("POST", "/_sim/price/cheapest", Some(body));
+    let shape = |body: &str| cheapest(body).ok()["cheapest"]["shape"].clone();
+    assert_eq!(shape("{}"), "ALL_IN_ONE:S:1");
+    let survives = format!(
+        r#"{{"vcpus":4,"ramGb":4,"survivesADatacenter":true,"organisation":"{}"}}"#,
+        cke.organisation()
+    );
+    assert_eq!(shape(&survives), "DEDICATED_COMPUTE:XS:3+2XS:2");
+    // What is left of the quota is not enough any more.
+    cke.create(&json!({"name": "holds", "topologyConfig":
+        {"topology": "DEDICATED_COMPUTE", "flavor": "S", "replicationFactor": 2}}));
+    assert_eq!(shape(&survives), json!(null));
+    for (body, status) in [
+        (r#"{"vcpus":4097}"#, 400),
+        (r#"{"cpus":1}"#, 400),
+        (r#"{"organisation":"nobody"}"#, 404),
+        (
+            r#"{"quota":{"vcpus":1,"ramGb":1},"organisation":"nobody"}"#,
+            400,
+        ),
+    ] {
+        assert_eq!(cheapest(body).status, status, "{body}");
+    }
+    cke.finish();
+}
+
+/// A change of rates is in effect from its instant on, at every door; and nothing that is past changes.
+#[test]
+fn rates_change_at_an_instant() {
+    let cke = Cke::start(MANUAL);
+    let rates = |body: &str| cke.request("PUT", "/_sim/rates", Some(body));
+    let known = cke.request("GET", "/_sim/rates", None).ok();
+    assert_eq!(known["now"]["compute"], json!({"vcpu": "2", "ramGb": "4"}));
+    assert_eq!(known["now"]["beta"], true);
+    cke.create(&json!({"name": "billed"}));
+    cke.advance(3600);
+    let now = text(&cke.request("GET", "/_sim/clock", None).ok()["now"]);
+    let hour = |hour: u32| format!("{}T{hour:02}:30:00.000Z", &now[..10]);
+    let (second, third) = (hour(2), hour(3));
+    let planned = rates(&format!(
+        r#"{{"changes":[{{"from":"{second}","rates":{{"controlPlane":{{"vcpu":"6","ramGb":"12"}}}}}},
+            {{"from":"{third}","rates":{{"beta":false,"loadBalancer":"10"}}}}]}}"#
+    ));
+    assert_eq!(planned.ok()["periods"][1]["from"], second);
+    let price_of = |at: &str| {
+        let body = json!({ "at": at }).to_string();
+        let quote = cke.request("POST", "/_sim/price", Some(&body)).ok();
+        text(&quote["total"]["monthly"])
+    };
+    assert_eq!(
+        (price_of(&now), price_of(&second)),
+        ("66.00".into(), "132.00".into())
+    );
+    let public = || {
+        let path = "/v4/billing/price-system?zone_id=par";
+        let body = cke.request("GET", path, None).body;
+        body.contains("0.01666666666")
+    };
+    assert!(!public());
+    cke.advance(4 * 3600);
+    assert!(public());
+    let month = &now[..7];
+    let invoice = |cke: &Cke| {
+        let path = format!(
+            "/_sim/organisations/{}/invoices/{month}",
+            cke.organisation()
+        );
+        cke.request("GET", &path, None).ok()
+    };
+    let before = invoice(&cke);
+    let lines = before["lines"].as_array().unwrap();
+    let rate = |line: &Value| text(&line["charges"][0]["monthlyRate"]);
+    assert_eq!(lines.iter().map(rate).collect::<Vec<_>>(), ["3", "6", "6"]);
+    assert_eq!(lines[0]["until"], second);
+    assert_eq!(
+        lines[1]["charges"][0]["unitHours"], "6.0000",
+        "an hour of 6 vCPU"
+    );
+    // What is past stays as it was; what is to come is another matter.
+    let past = rates(&format!(
+        r#"{{"changes":[{{"from":"{third}","rates":{{}}}}]}}"#
+    ));
+    assert_eq!(past.status, 409);
+    for body in [
+        r#"{"changes":[{"from":"soon","rates":{}}]}"#,
+        r#"{"changes":[{"rates":{"compute":{"vcpu":"-1","ramGb":"4"}}}]}"#,
+        r#"{"changes":[{"rates":{"compute":{"vcpu":2.5,"ramGb":"4"}}}]}"#,
+        r#"{"changes":[{"rates":{"gpu":"1"}}]}"#,
+    ] {
+        assert_eq!(rates(body).status, 400, "{body}");
+    }
+    rates(r#"{"changes":[{"rates":{"controlPlane":{"vcpu":"1","ramGb":"1"}}}]}"#).ok();
+    let after = invoice(&cke);
+    assert_eq!(after["total"], before["total"]);
+    for line in 0..3 {
+        assert_eq!(
+            after["lines"][line]["charges"],
+            before["lines"][line]["charges"]
+        );
+    }
+    assert_eq!(price_of(&third), "132.00");
+    cke.finish();
+}
+
+/// Credits are used up before anything is to be paid; the page and the command say what the JSON says.
+#[test]
+fn an_invoice_is_the_same_at_every_door() {
+    let cke = Cke::start(MANUAL);
+    let organisation = cke.organisation().to_owned();
+    let id = cke.create(&json!({"name": "<b>shop</b>", "topologyConfig":
+        {"topology": "ALL_IN_ONE", "flavor": "S", "replicationFactor": 1},
+        "nodeGroups": [{"name": "workers", "flavor": "XS", "targetNodeCount": 1}]}));
+    cke.advance(300);
+    let path = format!("/clusters/{id}/node-groups");
+    let group = text(&cke.get(&path)[0]["id"]);
+    cke.advance(5 * 3600);
+    cke.kubernetes("DELETE", &format!("{path}/{group}"), None)
+        .ok();
+    cke.advance(600);
+    let now = text(&cke.request("GET", "/_sim/clock", None).ok()["now"]);
+    let (month, base) = (&now[..7], format!("/_sim/organisations/{organisation}"));
+    let credit = |name: &str, body: &str| {
+        let path = format!("{base}/credits/{name}");
+        cke.request("PUT", &path, Some(body))
+    };
+    let invoice = || {
+        cke.request("GET", &format!("{base}/invoices/{month}"), None)
+            .ok()
+    };
+    let before = invoice();
+    let names: Vec<_> = before["lines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| (text(&line["kind"]), line["nodeGroupName"].clone()))
+        .collect();
+    let expect = [
+        ("controlPlane".into(), json!(null)),
+        ("nodeGroup".into(), json!("workers")),
+    ];
+    assert_eq!(names, expect, "the group is gone, and has its name");
+    assert_eq!(before["due"], before["total"]);
+    credit("welcome", r#"{"amount":"0.10","reason":"beta"}"#).ok();
+    credit("welcome", r#"{"amount":"0.1","reason":"beta"}"#).ok();
+    let after = invoice();
+    let cents = |value: &Value| -> u64 { text(value).replace('.', "").parse().unwrap() };
+    assert_eq!(cents(&after["due"]), cents(&before["due"]) - 10);
+    assert_eq!(after["total"], before["total"]);
+    for (name, body, status) in [
+        ("welcome", r#"{"amount":"0.20"}"#, 409),
+        ("other", r#"{"amount":"0.001"}"#, 400),
+        ("other", r#"{"amount":1}"#, 400),
+        ("other", r#"{"amount":"0"}"#, 400),
+    ] {
+        assert_eq!(credit(name, body).status, status, "{body}");
+    }
+
+    let page = cke.request("GET", &format!("{base}/invoices/{month}?format=html"), None);
+    assert_eq!(
+        page.header("content-type"),
+        Some("text/html; charset=utf-8")
+    );
+    assert!(page.body.contains("&lt;b&gt;shop&lt;/b&gt;") && !page.body.contains("<b>shop"));
+    assert!(page.body.contains(&text(&after["due"])));
+    let command = |arguments: &[&str]| {
+        let mut command = crate::harness::cke();
+        command
+            .arg("invoice")
+            .args(arguments)
+            .args(["--url", cke.api()]);
+        let output = command
+            .args(["--organisation", &organisation])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(command(&[month, "--format", "html"]), page.body);
+    let json: Value = serde_json::from_str(&command(&[month, "--format", "json"])).unwrap();
+    assert_eq!(json, after);
+    let table = command(&[month]);
+    for value in [&after["total"], &after["due"], &json!("node group workers")] {
+        assert!(table.contains(&text(value)), "{table}");
+    }
+    let months = cke.request("GET", &format!("{base}/invoices"), None).ok();
+    assert_eq!(months[0]["month"], month);
+    assert_eq!(months[0]["due"], after["due"]);
+    assert!(command(&[]).contains(month));
+    for (path, status) in [
+        (format!("{base}/invoices/2026-13"), 400),
+        (format!("{base}/invoices/{month}?format=pdf"), 400),
+        ("/_sim/organisations/nobody/invoices/2026-01".into(), 404),
+        ("/_sim/organisations/nobody/credits".into(), 404),
+    ] {
+        assert_eq!(cke.request("GET", &path, None).status, status, "{path}");
+    }
+    let ahead = cke
+        .request("GET", &format!("{base}/invoices/2999-01"), None)
+        .ok();
+    assert_eq!(
+        (&ahead["total"], &ahead["lines"]),
+        (&json!("0.00"), &json!([]))
+    );
     cke.finish();
 }
 
@@ -136,8 +359,9 @@ fn what_was_used_is_consumed_by_the_hour_and_invoiced_by_the_month() {
     cke.advance(3 * 3600);
     let after = invoice(&cke);
     // Three hours of 66 + 2 × 24 euro a month.
-    let vcpu_ms = |invoice: &serde_json::Value, line: usize| {
-        invoice["lines"][line]["vcpuMs"].as_u64().unwrap()
+    let vcpu_ms = |invoice: &Value, line: usize| -> u64 {
+        let charge = &invoice["lines"][line]["charges"][0];
+        text(&charge["unitMs"]).parse().unwrap()
     };
     for (line, vcpus) in [(0, 6), (1, 8)] {
         let used = vcpu_ms(&after, line) - vcpu_ms(&before, line);

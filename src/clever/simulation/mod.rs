@@ -7,11 +7,17 @@
 
 mod clock;
 mod cloud;
+mod credit;
 mod events;
 mod history;
 mod injection;
+mod invoice;
+mod invoice_page;
 mod openapi;
 mod origin;
+mod price;
+mod quota;
+mod rates;
 mod volumes;
 
 use std::sync::Arc;
@@ -105,6 +111,11 @@ fn api() -> Api {
     let api = clock::operations(api);
     let api = events::operations(api);
     let api = injection::operations(api);
+    let api = quota::operations(api);
+    let api = price::operations(api);
+    let api = rates::operations(api);
+    let api = invoice::operations(api);
+    let api = credit::operations(api);
     let api = volumes::operations(api);
     cloud::operations(api)
 }

@@ -7,7 +7,7 @@ use etcd_proto::etcdserverpb::RequestOp;
 
 use crate::clock::Timestamp;
 use crate::etcd::client::{delete, mod_revision_is};
-use crate::infra::metering::{self, Interval, Level, Metered, RolledUp, Steps};
+use crate::infra::metering::{self, Interval, Metered, RolledUp, Steps, UnderWay};
 use crate::infra::record::Record;
 use crate::infra::vm::Vm;
 
@@ -20,7 +20,7 @@ const ROLLED_AT_ONCE: usize = 100;
 /// What has time on the meter before some instant, with the key and revision of its record.
 enum Open {
     Closed(Interval),
-    Running(Arc<Vm>, Interval),
+    Running(Arc<Record>, Interval),
 }
 
 impl Cloud {
@@ -47,10 +47,11 @@ impl Cloud {
                         Record::Interval(interval) if interval.owner.starts_with(prefix) => {
                             intervals.push(interval.clone());
                         }
-                        Record::Vm(vm) if vm.spec.owner.starts_with(prefix) => {
-                            intervals.extend(under_way(vm, now));
+                        record => {
+                            let own = UnderWay::of(record)
+                                .filter(|under_way| under_way.owner.starts_with(prefix));
+                            intervals.extend(own.and_then(|under_way| under_way.until(now)));
                         }
-                        _ => {}
                     }
                 }
                 intervals
@@ -83,11 +84,13 @@ impl Cloud {
         Ok(self.inner.records.with(|records| {
             let owners = records.values().filter_map(|stored| {
                 let (owner, since) = match stored.record.as_ref() {
-                    Record::Interval(interval) => (&interval.owner, interval.started_at),
-                    Record::Vm(vm) => (&vm.spec.owner, vm.metered_since?),
-                    _ => return None,
+                    Record::Interval(interval) => (interval.owner.clone(), interval.started_at),
+                    record => {
+                        let under_way = UnderWay::of(record)?;
+                        (under_way.owner, under_way.since)
+                    }
                 };
-                (since < until && owner.starts_with(prefix)).then(|| owner.clone())
+                (since < until && owner.starts_with(prefix)).then_some(owner)
             });
             owners.collect()
         }))
@@ -129,11 +132,7 @@ impl Cloud {
                             changes.push(encode(&rest.key(), &rest)?);
                         }
                     }
-                    Open::Running(vm, _) => {
-                        let mut vm = Vm::clone(&vm);
-                        vm.metered_since = Some(until);
-                        changes.push(encode(&at, &vm)?);
-                    }
+                    Open::Running(record, _) => changes.extend(begin_anew(&at, &record, until)?),
                 }
             }
             let rolled_up = RolledUp {
@@ -160,11 +159,13 @@ impl Cloud {
                     {
                         Open::Closed(interval.clone())
                     }
-                    Record::Vm(vm) if vm.spec.owner == owner => match under_way(vm, until) {
-                        Some(interval) => Open::Running(Arc::clone(vm), interval),
-                        None => continue,
-                    },
-                    _ => continue,
+                    record => {
+                        let own = UnderWay::of(record).filter(|it| it.owner == owner);
+                        match own.and_then(|under_way| under_way.until(until)) {
+                            Some(interval) => Open::Running(Arc::clone(&stored.record), interval),
+                            None => continue,
+                        }
+                    }
                 };
                 // A closed one that goes on is deleted and put.
                 operations += match open {
@@ -181,16 +182,36 @@ impl Cloud {
     }
 }
 
-/// What the VM has on the meter that is not over, as if it were at `now`.
-fn under_way(vm: &Vm, now: Timestamp) -> Option<Interval> {
-    let started_at = vm.metered_since.filter(|since| *since < now)?;
-    Some(Interval {
-        resource: vm.spec.id.0.clone(),
-        owner: vm.spec.owner.clone(),
-        level: Level::of_vm(vm),
-        started_at,
-        ended_at: now,
-    })
+/// What ends the time that the record has on the meter: to be kept in the transaction that ends it.
+pub(super) fn close(record: &Record, now: Timestamp) -> Result<Option<RequestOp>> {
+    let interval = UnderWay::of(record).and_then(|under_way| under_way.until(now));
+    interval
+        .map(|interval| encode(&interval.key(), &interval))
+        .transpose()
+}
+
+/// The record, on the meter from `at` on.
+fn begin_anew(key: &str, record: &Record, at: Timestamp) -> Result<Option<RequestOp>> {
+    let since = Some(at);
+    Ok(Some(match record {
+        Record::Vm(vm) => {
+            let mut vm = Vm::clone(vm);
+            vm.metered_since = since;
+            encode(key, &vm)?
+        }
+        Record::LoadBalancer(load_balancer) => {
+            let mut load_balancer = load_balancer.clone();
+            load_balancer.metered_since = since;
+            encode(key, &load_balancer)?
+        }
+        Record::Volume(volume) => {
+            let mut volume = volume.clone();
+            volume.metered_since = since;
+            encode(key, &volume)?
+        }
+        // Nothing else is ever under way.
+        _ => return Ok(None),
+    }))
 }
 
 fn read<T: serde::de::DeserializeOwned>(key: &Bytes, value: &Bytes) -> Result<T> {

@@ -8,6 +8,8 @@ use super::super::testing::MemoryKeyspaces;
 use super::super::vm::{Datacenter, Image};
 use super::*;
 use crate::clock::TimeScale;
+use crate::infra::LoadBalancerSpec;
+use crate::infra::metering::{Metered, Run, Usage};
 use std::time::Duration;
 
 async fn cloud(hypervisor_vcpus: u32) -> (Cloud, Clock, Workers) {
@@ -169,13 +171,24 @@ async fn a_watch_starts_with_what_is_there_and_holds_the_clock() {
     assert!(watch.next().await.is_none());
 }
 
+fn load_balancer(id: &str) -> LoadBalancerSpec {
+    LoadBalancerSpec {
+        id: id.to_owned(),
+        owner: String::from("somebody"),
+        flavor: String::from("XS-duo"),
+        domain_name: String::from("x.test"),
+        addresses: 2,
+        metered: true,
+    }
+}
+
 #[tokio::test]
 async fn public_addresses_are_held_until_released() {
     let (cloud, _clock, _workers) = cloud(64).await;
     let held = cloud.allocate_public_ips("service", 2).await.unwrap();
     assert_eq!(cloud.allocate_public_ips("service", 2).await.unwrap(), held);
     let load_balancer = cloud
-        .create_load_balancer("lb", "somebody", "XS-duo", "x.test", 2)
+        .create_load_balancer(load_balancer("lb"))
         .await
         .unwrap();
     assert!(
@@ -231,6 +244,59 @@ async fn a_vm_is_metered_from_when_it_runs_to_when_its_deletion_is_asked_for() {
 }
 
 #[tokio::test]
+async fn load_balancers_and_volumes_are_metered_as_long_as_they_are_there() {
+    let (cloud, clock, _workers) = cloud(64).await;
+    let hour = Duration::from_secs(3600);
+    cloud
+        .create_load_balancer(load_balancer("lb"))
+        .await
+        .unwrap();
+    let unmetered = LoadBalancerSpec {
+        metered: false,
+        ..load_balancer("of-the-control-plane")
+    };
+    cloud.create_load_balancer(unmetered).await.unwrap();
+    // A part of a MiB counts as one.
+    cloud
+        .create_volume("v", "somebody", (1 << 20) + 1)
+        .await
+        .unwrap();
+    let used = async || {
+        let metered = cloud.metered("somebody").await.unwrap();
+        let usage: Usage = total(&metered);
+        (
+            usage.load_balancer_ms / 3_600_000,
+            usage.storage_mib_ms / 3_600_000,
+        )
+    };
+    clock.advance(hour).await;
+    assert_eq!(used().await, (1, 2));
+    cloud.set_volume_usage("v", 100).await.unwrap();
+    cloud.resize_volume("v", 5 << 20).await.unwrap();
+    clock.advance(hour).await;
+    assert_eq!(used().await, (2, 7));
+    let until = Timestamp(5_400_000);
+    for _ in 0..2 {
+        cloud.roll_up("somebody", until, &[]).await.unwrap();
+        assert_eq!(used().await, (2, 7));
+    }
+    for _ in 0..2 {
+        cloud.delete_load_balancer("lb").await.unwrap();
+        cloud.delete_volume("v").await.unwrap();
+        clock.advance(hour).await;
+        assert_eq!(used().await, (2, 7));
+    }
+}
+
+fn total(metered: &Metered) -> Usage {
+    let open = metered.intervals.iter();
+    let open = open.map(|it| it.level.between(it.started_at, it.ended_at));
+    let steps = metered.rolled_up.iter().flat_map(|it| &it.runs);
+    let rolled_up = steps.flat_map(Run::steps).map(|step| step.usage);
+    open.chain(rolled_up).sum()
+}
+
+#[tokio::test]
 async fn rolling_up_leaves_every_millisecond_in_one_place() {
     let (cloud, clock, _workers) = cloud(1024).await;
     let hour = Duration::from_secs(3600);
@@ -245,14 +311,6 @@ async fn rolling_up_leaves_every_millisecond_in_one_place() {
         cloud.delete_vm(&id).await.unwrap();
     }
     clock.advance(hour).await;
-    let total = |metered: &crate::infra::metering::Metered| {
-        let open = metered.intervals.iter();
-        let open = open.map(|it| it.level.between(it.started_at, it.ended_at));
-        let steps = metered.rolled_up.iter().flat_map(|it| &it.runs);
-        let rolled_up = steps.flat_map(crate::infra::metering::Run::steps);
-        open.chain(rolled_up.map(|step| step.usage))
-            .sum::<crate::infra::metering::Usage>()
-    };
     let before = cloud.metered("some").await.unwrap();
     assert_eq!(before.intervals.len(), 150);
     let until = Timestamp(90 * 60_000);

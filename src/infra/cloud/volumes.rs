@@ -4,7 +4,7 @@ use crate::etcd::client::{delete, mod_revision_is};
 use crate::infra::record::{self, Record};
 use crate::infra::volume::Volume;
 
-use super::{ATTEMPTS, Cloud, CloudError, Result, encode};
+use super::{ATTEMPTS, Cloud, CloudError, Result, encode, metering};
 
 impl Cloud {
     /// Requests a volume. Idempotent by id; another owner or size is a [`CloudError::VolumeConflict`].
@@ -27,12 +27,14 @@ impl Cloud {
                     Err(CloudError::VolumeConflict(id.to_owned()))
                 };
             }
+            let now = self.inner.clock.now();
             let volume = Volume {
                 id: id.to_owned(),
                 owner: owner.to_owned(),
                 size_bytes,
                 used_bytes: 0,
-                created_at: self.inner.clock.now(),
+                created_at: now,
+                metered_since: Some(now),
             };
             let compare = vec![mod_revision_is(key.clone(), 0)];
             if self.commit(compare, vec![encode(&key, &volume)?]).await? {
@@ -80,8 +82,17 @@ impl Cloud {
             if next == *volume {
                 return Ok(());
             }
+            let mut changes = Vec::new();
+            if next.size_bytes != volume.size_bytes
+                && let Some(stored) = &stored
+            {
+                let now = self.inner.clock.now();
+                changes.extend(metering::close(&stored.record, now)?);
+                next.metered_since = Some(now);
+            }
+            changes.push(encode(&key, &next)?);
             let compare = vec![mod_revision_is(key.clone(), revision)];
-            if self.commit(compare, vec![encode(&key, &next)?]).await? {
+            if self.commit(compare, changes).await? {
                 return Ok(());
             }
         }
@@ -90,9 +101,21 @@ impl Cloud {
 
     /// Removes a volume with what is on it. Idempotent.
     pub async fn delete_volume(&self, id: &str) -> Result<()> {
-        self.commit(Vec::new(), vec![delete(key(id))])
-            .await
-            .map(drop)
+        let key = key(id);
+        self.inner.records.catch_up().await?;
+        for _ in 0..ATTEMPTS {
+            let Some(stored) = self.inner.records.get(&key) else {
+                return Ok(());
+            };
+            let now = self.inner.clock.now();
+            let mut changes = vec![delete(key.clone())];
+            changes.extend(metering::close(&stored.record, now)?);
+            let compare = vec![mod_revision_is(key.clone(), stored.mod_revision)];
+            if self.commit(compare, changes).await? {
+                return Ok(());
+            }
+        }
+        Err(CloudError::Contention(key))
     }
 
     pub fn volume(&self, id: &str) -> Option<Volume> {

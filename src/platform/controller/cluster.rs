@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use parking_lot::Mutex;
 
 use crate::infra::reflector::Change as Observed;
-use crate::infra::{self, CloudError, NetworkKind, VmId, reflector};
+use crate::infra::{self, CloudError, LoadBalancerSpec, NetworkKind, VmId, reflector};
 use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
 use crate::platform::cluster::{self, Act, Notice, Seen};
 use crate::platform::cluster_api::ClusterApiError;
@@ -159,15 +159,16 @@ impl ClusterController {
                 }
             }
             Act::CreateLoadBalancer => {
-                cloud
-                    .create_load_balancer(
-                        &load_balancer_id(cluster),
-                        &owner,
-                        LOAD_BALANCER_FLAVOR,
-                        &load_balancer_domain(cluster),
-                        LOAD_BALANCER_ADDRESSES,
-                    )
-                    .await?;
+                let spec = LoadBalancerSpec {
+                    id: load_balancer_id(cluster),
+                    owner,
+                    flavor: LOAD_BALANCER_FLAVOR.to_owned(),
+                    domain_name: load_balancer_domain(cluster),
+                    addresses: LOAD_BALANCER_ADDRESSES,
+                    // It comes with the control plane.
+                    metered: false,
+                };
+                cloud.create_load_balancer(spec).await?;
             }
             Act::EnableStorage => kubernetes.set_storage(id, true).await?,
             Act::RotateCertificates => kubernetes.rotate_certificates(id).await?,

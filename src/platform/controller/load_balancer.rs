@@ -1,7 +1,7 @@
 //! Serves and removes load balancers of Services: see [`crate::platform::load_balancer`] for the rules.
 
-use crate::infra;
 use crate::infra::reflector::{self, Change as Observed};
+use crate::infra::{self, LoadBalancerSpec};
 use crate::platform::error::PlatformError;
 use crate::platform::load_balancer::{self, ADDRESSES, Next, ServiceLoadBalancer};
 use crate::platform::model::{Cluster, ClusterId};
@@ -29,14 +29,15 @@ impl LoadBalancerController {
         cluster: &Cluster,
         load_balancer: &ServiceLoadBalancer,
     ) -> Result<(), PlatformError> {
-        let owner = CloudOwner::of_cluster(cluster).to_string();
-        let (id, flavor) = (&load_balancer.id, &load_balancer.flavor);
-        let domain = &load_balancer.domain_name;
-        let addresses = usize::try_from(ADDRESSES).unwrap_or(usize::MAX);
-        let cloud = &self.context.cloud;
-        cloud
-            .create_load_balancer(id, &owner, flavor, domain, addresses)
-            .await?;
+        let spec = LoadBalancerSpec {
+            id: load_balancer.id.clone(),
+            owner: CloudOwner::of_cluster(cluster).to_string(),
+            flavor: load_balancer.flavor.clone(),
+            domain_name: load_balancer.domain_name.clone(),
+            addresses: usize::try_from(ADDRESSES).unwrap_or(usize::MAX),
+            metered: true,
+        };
+        self.context.cloud.create_load_balancer(spec).await?;
         Ok(())
     }
 

@@ -73,7 +73,9 @@ impl Controller for MeteringController {
             let until = month_of(Timestamp(now.0.saturating_sub(grace)));
             let prefix = format!("{owner}/");
             for path in cloud.owners_metered_before(&prefix, until).await? {
-                cloud.roll_up(&path, until, &[]).await?;
+                // Later changes of rates are after `until`: what is past cannot be changed.
+                let cuts = store.rates().await?.value.cuts();
+                cloud.roll_up(&path, until, &cuts).await?;
             }
             Ok(Some(month_after(until).saturating_add(GRACE)))
         })

@@ -1,45 +1,49 @@
-//! `PUT /_sim/organisations/{owner}/quota`: what the vendor's support does to an organisation's quota.
+//! What the vendor's support does to an organisation's quota.
 
-use axum::Router;
 use axum::extract::{Path, State};
-use axum::routing::put;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::clever::Clever;
 use crate::clever::error::ApiError;
+use crate::clever::organisation;
 use crate::clever::quota::QuotaBody;
+use crate::clever::simulation::openapi::{Api, Operation};
 use crate::clever::transport::{Json, JsonBody};
-use crate::platform::model::OwnerId;
 use crate::platform::quota::Limits;
 
 /// Far more than the simulated datacenters have, and far from where sums could overflow.
 const MOST: u64 = 1_000_000;
 
-pub fn routes() -> Router<Clever> {
-    Router::new().route("/_sim/organisations/{owner}/quota", put(set))
+pub fn operations(api: Api) -> Api {
+    api.add(
+        Operation::put(
+            "/_sim/organisations/{organisation}/quota",
+            "Change an organisation's quota. What it holds over that stays, and cannot grow",
+        )
+        .takes::<NewLimits>()
+        .answers::<QuotaBody>(),
+        set,
+    )
 }
 
-/// What is absent stays as it is.
-#[derive(Debug, Deserialize)]
+/// What is absent stays as it is. Each at most 1000000.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct NewLimits {
     vcpus: Option<u64>,
     /// Units of 1024³ bytes.
     ram_gb: Option<u64>,
+    /// Public addresses; two make one load balancer.
     ips: Option<u32>,
 }
 
 async fn set(
     State(clever): State<Clever>,
-    Path(owner): Path<String>,
+    Path(organisation): Path<String>,
     JsonBody(new): JsonBody<NewLimits>,
 ) -> Result<Json<QuotaBody>, ApiError> {
-    let id: OwnerId = owner
-        .parse()
-        .map_err(|_| ApiError::resource_not_found("Organisation", &owner))?;
-    if !clever.accounts.is_known(&id) {
-        return Err(ApiError::resource_not_found("Organisation", &owner));
-    }
+    let id = organisation::known(&clever, &organisation)?;
     let asked = [
         ("vcpus", new.vcpus),
         ("ramGb", new.ram_gb),
