@@ -133,6 +133,8 @@ pub struct View<'a> {
     pub taken_names: &'a BTreeSet<String>,
     /// Whether VMs that are not of the wanted version and generation are replaced.
     pub rolls: bool,
+    /// How many replacements may begin; as many as need be, if `None`.
+    pub replacements: Option<usize>,
     pub version: &'a str,
 }
 
@@ -166,6 +168,8 @@ pub struct Upkeep {
     pub progress: bool,
     /// As many VMs as are asked for serve, all as they should be, and nothing changes.
     pub at_rest: bool,
+    /// A replacement waits for its turn.
+    pub deferred: bool,
     pub wake: Option<Timestamp>,
 }
 
@@ -177,6 +181,7 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
     };
     let kind = next.topology.kind();
     let rule = placement::Rule::of_control_plane(kind);
+    let mut left = view.replacements.unwrap_or(usize::MAX);
     let mut vms = Vec::with_capacity(next.control_plane.len());
     for role in roles(&next.topology) {
         let is_own = |vm: &ControlPlaneVm| vm.components == role.components;
@@ -236,8 +241,10 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
         let outdated = |vm: &ControlPlaneVm| {
             view.rolls && (vm.version != view.version || vm.generation != next.generation)
         };
-        if let Some((index, reason)) = replacement::to_replace(&own, &pool.tries, &sight, outdated)
-        {
+        let due = replacement::to_replace(&own, &pool.tries, &sight, outdated);
+        upkeep.deferred |= due.is_some() && left == 0;
+        if let Some((index, reason)) = due.filter(|_| left > 0) {
+            left -= 1;
             let old = &own[index];
             let (old_id, old_name) = (old.id.clone(), old.name.clone());
             let site = placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open);
