@@ -67,7 +67,7 @@ fn the_cheapest_is_found_within_the_quota() {
         Wanted {
             within: None,
             topologies: vec![TopologyKind::Distributed],
-            ..survives.clone()
+            ..survives
         },
         "DISTRIBUTED:2XS:3+2XS:2",
         "588.00",
