@@ -134,6 +134,27 @@ pub struct View<'a> {
     /// Whether VMs that are not of the wanted version and generation are replaced.
     pub rolls: bool,
     pub version: &'a str,
+    /// Sites with room for a VM of a flavor, if somebody may move there now.
+    pub open: &'a BTreeMap<Flavor, BTreeSet<Datacenter>>,
+}
+
+/// Flavors of VMs that would be better off at another site, if there is room: after the loss of one, healing
+/// leaves two replicas in another.
+pub fn misplaced(cluster: &Cluster) -> BTreeSet<Flavor> {
+    let rule = placement::Rule::of_control_plane(cluster.topology.kind());
+    let all = BTreeSet::from(Datacenter::ALL);
+    let is_misplaced = |role: &Role| {
+        let own = cluster.control_plane.iter();
+        let staying = own.filter(|vm| vm.components == role.components && vm.counts());
+        let sites: Vec<Datacenter> = staying.map(|vm| vm.datacenter).collect();
+        (0..sites.len()).any(|index| {
+            let mut others = sites.clone();
+            let own = others.remove(index);
+            placement::better(rule, own, &others, &all).is_some()
+        })
+    };
+    let roles = roles(&cluster.topology).into_iter();
+    roles.filter(is_misplaced).map(|role| role.flavor).collect()
 }
 
 /// What happened to one VM, for people.
@@ -236,15 +257,25 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
         let outdated = |vm: &ControlPlaneVm| {
             view.rolls && (vm.version != view.version || vm.generation != next.generation)
         };
-        if let Some((index, reason)) = replacement::to_replace(&own, &pool.tries, &sight, outdated)
-        {
+        let room = view.open.get(&role.flavor);
+        let moves_to = |index: usize| {
+            let (site, others) = (own[index].datacenter, sites(&own, Some(index)));
+            placement::better(rule, site, &others, room?)
+        };
+        let misplaced = |index| moves_to(index).is_some();
+        let next_change = replacement::to_replace(&own, &pool.tries, &sight, outdated, misplaced);
+        if let Some((index, reason)) = next_change {
             let old = &own[index];
             let (old_id, old_name) = (old.id.clone(), old.name.clone());
-            let site = placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open);
+            let site = match reason {
+                Reason::Misplaced => moves_to(index),
+                _ => placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open),
+            };
             let name = add(&mut own, &mut pool, site, Some(old_id));
             let why = match reason {
                 Reason::Unhealthy => "does not answer",
                 Reason::Outdated => "is to be renewed",
+                Reason::Misplaced => "is to stand apart from the others, or beside them",
             };
             let text = format!("{old_name} {why}: {name} is to take its place");
             upkeep.news.push(News {
