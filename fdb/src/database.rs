@@ -5,6 +5,7 @@ use crate::{
     embedded::{self, Embedded, EmbeddedOptions},
     transaction,
 };
+use bytes::Bytes;
 use std::{path::Path, sync::Arc};
 
 /// An open store; clones share it. It closes when the last clone and the last transaction are dropped, or by
@@ -144,6 +145,30 @@ impl Database {
             Engine::Embedded(engine) => engine.size_bytes(),
             #[cfg(feature = "foundationdb")]
             Engine::FoundationDb(engine) => engine.size_bytes(),
+        }
+    }
+
+    /// Every pair from `begin` up to, not including, `end`, as of now, however long reading them takes. `None` if other
+    /// processes may write to the store: FoundationDB has no version that lives so long.
+    ///
+    /// Each step may block for a read from the disk.
+    ///
+    /// # Errors
+    /// The store is closed, or its disk failed.
+    pub fn pairs(
+        &self,
+        begin: &[u8],
+        end: &[u8],
+    ) -> Result<Option<impl Iterator<Item = Result<(Bytes, Bytes), Error>> + Send + use<>>, Error>
+    {
+        match &self.engine {
+            Engine::Embedded(engine) => {
+                let view = engine.view()?;
+                let (begin, end) = (Bytes::copy_from_slice(begin), Bytes::copy_from_slice(end));
+                Ok(Some(view.range(&begin, &end)))
+            }
+            #[cfg(feature = "foundationdb")]
+            Engine::FoundationDb(_) => Ok(None),
         }
     }
 

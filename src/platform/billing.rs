@@ -503,7 +503,8 @@ mod tests {
             topology: Some(topology),
             ..crate::platform::CreateCluster::default()
         };
-        let order = validation::cluster_order(request).unwrap();
+        let order =
+            validation::cluster_order(request, &crate::platform::Catalog::default()).unwrap();
         let owner = "orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap();
         let mut cluster = creation::cluster(&order, &mut Ledger::new(owner), 0, Timestamp(0));
         cluster.id = id.parse().unwrap();

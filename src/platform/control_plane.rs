@@ -133,6 +133,8 @@ pub struct View<'a> {
     pub taken_names: &'a BTreeSet<String>,
     /// Whether VMs that are not of the wanted version and generation are replaced.
     pub rolls: bool,
+    /// How many replacements may begin; as many as need be, if `None`.
+    pub replacements: Option<usize>,
     pub version: &'a str,
     /// Sites with room for a VM of a flavor, if somebody may move there now.
     pub open: &'a BTreeMap<Flavor, BTreeSet<Datacenter>>,
@@ -187,6 +189,8 @@ pub struct Upkeep {
     pub progress: bool,
     /// As many VMs as are asked for serve, all as they should be, and nothing changes.
     pub at_rest: bool,
+    /// A replacement waits for its turn.
+    pub deferred: bool,
     pub wake: Option<Timestamp>,
 }
 
@@ -198,6 +202,7 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
     };
     let kind = next.topology.kind();
     let rule = placement::Rule::of_control_plane(kind);
+    let mut left = view.replacements.unwrap_or(usize::MAX);
     let mut vms = Vec::with_capacity(next.control_plane.len());
     for role in roles(&next.topology) {
         let is_own = |vm: &ControlPlaneVm| vm.components == role.components;
@@ -263,8 +268,10 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
             placement::better(rule, site, &others, room?)
         };
         let misplaced = |index| moves_to(index).is_some();
-        let next_change = replacement::to_replace(&own, &pool.tries, &sight, outdated, misplaced);
-        if let Some((index, reason)) = next_change {
+        let due = replacement::to_replace(&own, &pool.tries, &sight, outdated, misplaced);
+        upkeep.deferred |= due.is_some() && left == 0;
+        if let Some((index, reason)) = due.filter(|_| left > 0) {
+            left -= 1;
             let old = &own[index];
             let (old_id, old_name) = (old.id.clone(), old.name.clone());
             let site = match reason {

@@ -56,7 +56,8 @@ impl Snapshot {
                 Record::LoadBalancer(load_balancer) => {
                     snapshot.load_balancers.push(load_balancer.clone());
                 }
-                Record::NodeName(_) | Record::Rates(_) | Record::Event(_) => {}
+                Record::NodeName(_) | Record::Releases(_) | Record::Rates(_) | Record::Event(_) => {
+                }
             }
         }
         snapshot

@@ -37,10 +37,12 @@ pub mod pricing;
 pub mod quota;
 mod rate_changes;
 pub mod rates;
+pub mod releases;
 pub mod replacement;
 mod request;
 pub mod shape;
 pub mod store;
+mod turns;
 pub mod validation;
 mod vm_state;
 pub mod volumes;
@@ -60,6 +62,7 @@ use crate::leader::Term;
 use controller::Context;
 use invariant::{Snapshot, Violation};
 use store::Store;
+use turns::{MAX_REPLACEMENTS, Turns};
 
 pub use catalog::Catalog;
 pub use cluster_api::{ClusterApi, ClusterApiError};
@@ -79,6 +82,8 @@ pub struct PlatformConfig {
     pub cloud: Cloud,
     pub kubernetes: Arc<dyn ClusterApi>,
     pub seed: u64,
+    /// Whether clusters whose version is no longer supported are updated, unless that is switched later.
+    pub auto_upgrade: bool,
 }
 
 /// The platform. Cheap to clone.
@@ -88,7 +93,6 @@ pub struct Platform {
 }
 
 struct Inner {
-    catalog: Catalog,
     context: Context,
     cancel: CancellationToken,
     /// Serves the requests of this process that touch an owner's ledger one after the other, so that
@@ -128,10 +132,11 @@ impl Platform {
             cloud: config.cloud,
             kubernetes: config.kubernetes,
             seed: config.seed,
+            auto_upgrade: config.auto_upgrade,
+            turns: Turns::new(MAX_REPLACEMENTS),
         };
         Ok(Platform {
             inner: Arc::new(Inner {
-                catalog: Catalog,
                 context,
                 cancel,
                 ledger_locks: Default::default(),
@@ -163,10 +168,6 @@ impl Platform {
                 _ => None,
             })
         })
-    }
-
-    pub fn catalog(&self) -> &Catalog {
-        &self.inner.catalog
     }
 
     pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {

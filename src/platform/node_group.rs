@@ -56,6 +56,8 @@ pub struct Seen {
     pub rolls: bool,
     /// Names of nodes in the cluster, of any group: groups may share a name, nodes may not.
     pub taken_names: BTreeSet<String>,
+    /// How many replacements may begin now; as many as need be, if `None`.
+    pub replacements: Option<usize>,
 }
 
 /// Something to be done to the world; each is idempotent.
@@ -77,6 +79,8 @@ pub struct Decision {
     pub remove: bool,
     /// Told once the change of the record is made.
     pub notices: Vec<Notice>,
+    /// A replacement waits for its turn.
+    pub deferred: bool,
 }
 
 /// Something that the cluster's users are told of by a Kubernetes event on the group.
@@ -186,9 +190,9 @@ fn keep(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64, decision: 
     walk(next, &sight, decision);
     size(next, seen, &sight, seed);
     let outdated = |node: &Node| seen.rolls && node.version != seen.version;
-    if let Some((index, reason)) =
-        replacement::to_replace(&next.nodes, &next.tries, &sight, outdated, |_| false)
-    {
+    let due = replacement::to_replace(&next.nodes, &next.tries, &sight, outdated, |_| false);
+    decision.deferred = due.is_some() && seen.replacements == Some(0);
+    if let Some((index, reason)) = due.filter(|_| !decision.deferred) {
         let old = &next.nodes[index];
         let (id, name, site) = (old.id.to_string(), old.name.clone(), old.datacenter);
         let others = sites(&next.nodes, Some(index));

@@ -261,6 +261,7 @@ impl World {
             cloud: cloud.clone(),
             kubernetes: kubernetes.clone(),
             seed,
+            auto_upgrade: false,
         })
         .await
         .expect("the platform starts");

@@ -43,3 +43,4 @@ mod topologies;
 mod transport;
 mod workload_sets;
 mod workloads;
+mod world;

@@ -222,6 +222,11 @@ fn the_document_of_the_control_api_is_served() {
         "/_sim/clock/advance",
         "/_sim/events",
         "/_sim/faults/api",
+        "/_sim/versions",
+        "/_sim/world",
+        "/_sim/world/reset",
+        "/_sim/world/snapshot",
+        "/_sim/world/restore",
     ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }

@@ -13,11 +13,14 @@ const NOW: Timestamp = Timestamp(1_000_000);
 
 fn cluster_of(topology: Topology) -> Cluster {
     let owner: OwnerId = "orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap();
-    let order = validation::cluster_order(CreateCluster {
-        name: String::from("demo"),
-        topology: Some(topology),
-        ..CreateCluster::default()
-    });
+    let order = validation::cluster_order(
+        CreateCluster {
+            name: String::from("demo"),
+            topology: Some(topology),
+            ..CreateCluster::default()
+        },
+        &super::super::Catalog::default(),
+    );
     creation::cluster(&order.unwrap(), &mut Ledger::new(owner), 0, NOW)
 }
 

@@ -15,7 +15,7 @@ use crate::platform::deployment_event::Step;
 use crate::platform::error::PlatformError;
 use crate::platform::guest;
 use crate::platform::model::{
-    Cluster, ClusterId, ClusterStatus, Flavor, LoadBalancer, Node, NodeGroupId, OwnerId,
+    Cluster, ClusterId, ClusterStatus, Component, Flavor, LoadBalancer, Node, NodeGroupId, OwnerId,
     TopologyKind,
 };
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
@@ -80,6 +80,11 @@ impl ClusterController {
             taken_names: match cluster.topology.kind() {
                 TopologyKind::AllInOne => store::taken_names(&self.context.store.view, &cluster.id),
                 _ => BTreeSet::new(),
+            },
+            replacements: None,
+            due_update: {
+                let releases = self.context.store.seen_releases();
+                releases.due_update(&cluster.version, self.context.auto_upgrade)
             },
             network_group: cloud.network(&cluster.network_group_id).is_some(),
             load_balancer_network: cloud.network(&cluster.load_balancer_network_id()).is_some(),
@@ -339,6 +344,9 @@ impl Controller for ClusterController {
             Some(Record::NodeGroup(group)) => {
                 vec![store::cluster_key(&group.owner, &group.cluster)]
             }
+            Some(Record::Releases(_)) => reflector::under(change.records, store::CLUSTERS)
+                .map(|(key, _)| key.clone())
+                .collect(),
             // The deletion of a cluster waits for its load balancers.
             Some(Record::LoadBalancer(gone)) if change.new.is_none() => {
                 vec![store::cluster_key(&gone.owner, &gone.cluster)]
@@ -377,7 +385,9 @@ impl Controller for ClusterController {
                 };
                 // The view must not be behind the record: a group created before it is in view.
                 store.view.wait_for(cluster.read_at).await;
-                let seen = self.observe(&cluster.value).await;
+                let mut seen = self.observe(&cluster.value).await;
+                let turn = self.context.turns.ask(Component::ALL.len());
+                seen.replacements = Some(turn.replacements);
                 let now = store.clock.now();
                 let mut decision = cluster::decide(&cluster.value, &seen, now);
                 if let Some(working) = decision.control_plane.clone() {
@@ -392,6 +402,9 @@ impl Controller for ClusterController {
                     }
                 }
                 if self.record(&cluster, &decision).await? {
+                    if decision.deferred {
+                        self.context.turns.wait(key);
+                    }
                     self.tell(&cluster.value, &decision.notices).await;
                     return Ok(decision.wake);
                 }

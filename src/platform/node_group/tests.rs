@@ -85,6 +85,7 @@ impl World {
             cluster_is_going: false,
             taken_names: self.taken.clone(),
             version: self.version.clone(),
+            replacements: None,
             rolls: true,
             // Only what runs can be drained.
             drains: self
@@ -313,6 +314,25 @@ fn a_node_that_dies_is_replaced_once_its_successor_has_joined() {
     assert_eq!(world.names(), ["w-node0", "w-node2"]);
     assert_eq!(world.group().status, NodeGroupStatus::Ready);
     assert_eq!(world.vms.len(), 2);
+}
+
+#[test]
+fn a_node_that_died_waits_for_its_turn() {
+    let mut world = World::new(group("w", 2));
+    world.run(120);
+    world.set_down("w-node0", true);
+    // So that it is seen, and then overdue.
+    world.round();
+    world.now = world.now.saturating_add(replacement::PATIENCE);
+    let mut seen = world.seen();
+    seen.replacements = Some(0);
+    let waiting = decide(world.group(), &seen, world.now, 0);
+    assert!(waiting.deferred);
+    assert!(waiting.next.is_none_or(|next| next.nodes.len() == 2));
+    seen.replacements = Some(1);
+    let begun = decide(world.group(), &seen, world.now, 0);
+    assert!(!begun.deferred);
+    assert_eq!(begun.next.map(|next| next.nodes.len()), Some(3));
 }
 
 #[test]
