@@ -18,7 +18,7 @@ use crate::platform::load_balancer::{Configuration, CreateLoadBalancer, FLAVOR};
 use crate::platform::model::*;
 use crate::platform::quota::Limits;
 use crate::platform::testing::{Settings, World, owner};
-use crate::platform::{CreateNodeGroup, PlatformError, catalog};
+use crate::platform::{CreateNodeGroup, PlatformError};
 
 use super::rules::{self, Rules, as_totals};
 use super::settled;
@@ -341,7 +341,7 @@ impl Month {
         let done = match *step {
             Step::CreateCluster(ref shape) => {
                 self.number += 1;
-                let order = order(self.number, shape);
+                let order = order(self.number, shape, &platform.catalog().versions());
                 request(platform.create_cluster(&owner, order).await)
             }
             Step::DeleteCluster(number) => match self.cluster(number).await? {
@@ -350,10 +350,9 @@ impl Month {
             },
             Step::Upgrade(number) => match self.cluster(number).await? {
                 Some(it) => {
-                    let next = catalog::version_order(&it.version);
-                    let next = next.and_then(|order| catalog::known_version(order + 1));
-                    let target = next.unwrap_or(&it.version);
-                    request(platform.update_version(&owner, &it.id, target).await)
+                    let next = platform.catalog().next_version(&it.version);
+                    let target = next.unwrap_or_else(|| it.version.clone());
+                    request(platform.update_version(&owner, &it.id, &target).await)
                 }
                 None => Ok(false),
             },
@@ -547,7 +546,7 @@ fn pick<T>(from: &[T], number: u8) -> Option<&T> {
     from.get(usize::from(number) % count)
 }
 
-fn order(number: u32, shape: &Shape) -> CreateCluster {
+fn order(number: u32, shape: &Shape, versions: &[String]) -> CreateCluster {
     let replication_factor = shape.replicas;
     let topology = match shape.topology {
         0 => Topology::AllInOne {
@@ -565,11 +564,10 @@ fn order(number: u32, shape: &Shape) -> CreateCluster {
             }),
         },
     };
-    let version = usize::from(shape.version) % catalog::AVAILABLE_VERSIONS.len();
     let groups = (shape.nodes > 0).then(|| group_order(shape.nodes, shape.autoscaling));
     CreateCluster {
         name: format!("cluster-{number}"),
-        version: Some(catalog::AVAILABLE_VERSIONS[version].to_owned()),
+        version: pick(versions, shape.version).cloned(),
         topology: Some(topology),
         features: Features {
             autoscaling_enabled: shape.autoscaling,
