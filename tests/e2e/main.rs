@@ -37,6 +37,7 @@ mod persistent_storage;
 mod readme;
 mod rejections;
 mod scenarios;
+mod server_side_apply;
 mod sharing;
 mod simulation;
 mod topologies;
