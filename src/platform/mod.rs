@@ -242,6 +242,16 @@ impl Platform {
         })
     }
 
+    /// Lets the certificate that the clusters' APIs serve with expire, or makes it anew.
+    pub fn expire_certificates(&self, expired: bool) -> Result<()> {
+        let kubernetes = &self.inner.context.kubernetes;
+        Ok(kubernetes.expire_certificates(expired)?)
+    }
+
+    pub fn certificates_are_expired(&self) -> bool {
+        self.inner.context.kubernetes.certificates_are_expired()
+    }
+
     /// Keeps the clock's reading for a restart. Whoever advances a manual clock does it afterwards.
     pub async fn save_reading(&self) -> Result<()> {
         Ok(self.inner.context.cloud.save_reading().await?)

@@ -138,6 +138,14 @@ impl ClusterApi for FakeKubernetes {
         Box::pin(async move { self.change(id, |cluster| cluster.events.push(event)) })
     }
 
+    fn expire_certificates(&self, _expired: bool) -> Result<(), ClusterApiError> {
+        Ok(())
+    }
+
+    fn certificates_are_expired(&self) -> bool {
+        false
+    }
+
     fn rotate_certificates<'a>(
         &'a self,
         id: &'a str,
