@@ -71,6 +71,10 @@ pub struct ServeOptions {
     #[arg(long, env = "CKE_SEED", value_name = "N")]
     pub seed: Option<u64>,
 
+    /// Update clusters whose Kubernetes version is no longer supported [default: false]
+    #[arg(long, env = "CKE_AUTO_UPGRADE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub auto_upgrade: Option<bool>,
+
     /// What to log, as a `tracing` filter, on standard error [default: warn]
     #[arg(long, env = "CKE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -94,6 +98,7 @@ pub struct ServeConfig {
     pub public_host: String,
     pub time_scale: TimeScale,
     pub seed: u64,
+    pub auto_upgrade: bool,
     pub log: String,
     pub accounts: AccountsConfig,
 }
@@ -137,6 +142,7 @@ impl ServeOptions {
                 .or(file.time_scale)
                 .unwrap_or(TimeScale::Factor(20.0)),
             seed: self.seed.or(file.seed).unwrap_or(0),
+            auto_upgrade: self.auto_upgrade.or(file.auto_upgrade).unwrap_or(false),
             log: self
                 .log
                 .or(file.log)

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
             println!("etcd API {}", cke::etcd::VERSION);
             println!(
                 "Kubernetes {}",
-                cke::platform::catalog::AVAILABLE_VERSIONS.join(", ")
+                cke::platform::Catalog::default().versions().join(", ")
             );
             Ok(())
         }

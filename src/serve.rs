@@ -6,6 +6,9 @@
 //! nothing that was acknowledged.
 
 mod acting;
+mod door;
+mod snapshot;
+mod world;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -13,33 +16,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::clever::account::{Accounts, Seed};
-use crate::clever::cluster_token::ClusterTokens;
-use crate::clever::{self, CleverConfig, SimulationConfig};
-use crate::clock::{Clock, TimeScale, Timestamp};
+use crate::clever::account::Seed;
+use crate::clever::{self, History, WorldChange, WorldIs, Worlds};
+use crate::clock::Clock;
 use crate::config::etcd::ListenUrl;
 use crate::config::store::StoreUrl;
 use crate::config::{EtcdOptions, ServeConfig};
 use crate::etcd::auth::TokenKind;
-use crate::etcd::client::SharedKeyspaces;
 use crate::etcd::tls::Tls;
 use crate::etcd::{EtcdConfig, Listener, Metrics, Server, limits};
-use crate::infra::{Cloud, CloudConfig};
-use crate::kubernetes::cloud_api::{Accesses, CloudAccess};
-use crate::kubernetes::{Kubernetes, KubernetesConfig};
-use crate::leader::Term;
-use crate::platform::{self, Platform, PlatformConfig};
 
-use acting::Actors;
-
-/// Where a manual clock begins on a fresh store, so that every run of a scenario is the same:
-/// 2026-01-01T00:00:00Z.
-const MANUAL_ORIGIN: Timestamp = Timestamp(1_767_225_600_000);
+use door::Door;
+use world::{Ground, World};
 
 /// How long requests under way may take to end after a signal to terminate.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -120,131 +114,104 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
 
         let metrics: Arc<Metrics> = Arc::default();
         let database = open_store(&config.store, &metrics).await?;
+        if snapshot::recover(&database)
+            .await
+            .map_err(start("the store"))?
+        {
+            tracing::error!(
+                "a snapshot was being loaded when the process ended: the world is a new one, load it again"
+            );
+        }
         let shutdown = CancellationToken::new();
-        let etcd = Server::open(
-            database.clone(),
-            Clock::real(),
-            EtcdConfig {
-                advertise_client_urls: vec![addresses.etcd_url()],
-                shared_store: database.is_shared(),
-                metrics,
-                ..EtcdConfig::default()
-            },
-        )
-        .await
-        .map_err(start("etcd"))?;
-        let keyspaces: SharedKeyspaces = Arc::new(etcd.clone());
-
-        // The simulated time line goes on where the last run left it, or where another server has it.
-        let origin = first_instant(config.time_scale);
-        let (election, clock, term) = if database.is_shared() {
-            let election = acting::election(&keyspaces);
-            let (clock, term) = acting::join(&keyspaces, &election, config.time_scale, origin)
-                .await
-                .map_err(start("the clock"))?;
-            (Some(election), clock, term)
-        } else {
-            let kept = platform::last_instant(&keyspaces).await;
-            let kept = kept.map_err(start("the clock"))?;
-            let clock = Clock::new(config.time_scale, kept.unwrap_or(origin));
-            (None, clock, Some(Term::for_ever()))
+        let (worlds, changes) = Worlds::new(Arc::new(database.clone()));
+        let ground = Ground {
+            addresses,
+            database,
+            metrics,
+            kubernetes: kubernetes_listener
+                .into_std()
+                .map_err(start("Kubernetes"))?,
+            etcd: etcd_listener.into_std().map_err(start("etcd"))?,
+            history: History::new(shutdown.clone()),
+            worlds,
+            shutdown: shutdown.clone(),
+            config,
         };
-        let cloud = Cloud::start(CloudConfig::new(
-            Arc::clone(&keyspaces),
-            clock.clone(),
-            config.seed,
-        ))
-        .await
-        .map_err(start("the simulated cloud"))?;
-        let kubernetes = Kubernetes::start(KubernetesConfig {
-            keyspaces: Arc::clone(&keyspaces),
-            clock: clock.clone(),
-            seed: config.seed,
-            instance: election.as_ref().map_or(0, |_| rand::random()),
-            public_host: config.public_host.clone(),
-            public_port: addresses.kubernetes,
-        })
-        .await
-        .map_err(start("Kubernetes"))?;
-        let platform = Platform::start(PlatformConfig {
-            keyspaces: Arc::clone(&keyspaces),
-            clock: clock.clone(),
-            cloud: cloud.clone(),
-            kubernetes: Arc::new(kubernetes.clone()),
-            seed: config.seed,
-        })
-        .await
-        .map_err(start("the platform"))?;
-        let accounts = Accounts::new(config.accounts).map_err(start("accounts"))?;
-        let seed = accounts.seed();
-        let cluster_tokens = ClusterTokens::load(&keyspaces).await;
-        let cluster_tokens = cluster_tokens.map_err(start("the REST API"))?;
-        let router = clever::router(CleverConfig {
-            platform: platform.clone(),
-            clock: clock.clone(),
-            accounts,
-            cluster_tokens: cluster_tokens.clone(),
-            public_url: addresses.http_url(),
-            keyspaces,
-            simulation: SimulationConfig {
-                cloud: cloud.clone(),
-                seed: config.seed,
-                shared_store: database.is_shared(),
-                public_host: config.public_host.clone(),
-                shutdown: shutdown.clone(),
-            },
-        });
-        let actors = Actors {
-            platform: platform.clone(),
-            cloud: cloud.clone(),
-            kubernetes: kubernetes.clone(),
-            accesses: accesses(platform.clone(), cluster_tokens, addresses.http_url()),
-            clock,
-            election,
-        };
-        let first = match term {
-            Some(term) => Some(actors.act(term).await),
-            None => None,
-        };
-        let acting = tokio::spawn(actors.run(first, shutdown.clone()));
-
-        let mut listeners: JoinSet<Outcome> = JoinSet::new();
-        listeners.spawn({
-            let (etcd, shutdown) = (etcd.clone(), shutdown.clone());
-            async move {
-                let served = etcd.serve(etcd_listener, shutdown).await;
-                ("etcd", served.map_err(Into::into))
-            }
-        });
-        listeners.spawn({
-            let shutdown = shutdown.clone();
-            async move {
-                let served = kubernetes.serve(kubernetes_listener, shutdown).await;
-                ("Kubernetes", served.map_err(Into::into))
-            }
-        });
-        listeners.spawn({
-            let shutdown = shutdown.clone();
-            async move {
-                let served = clever::serve(http, router, shutdown).await;
-                ("the REST API", served.map_err(Into::into))
-            }
-        });
-        announce(&addresses, &seed, started.elapsed());
-        let outcome = until_terminated(&mut listeners, &shutdown).await;
+        let world = World::begin(&ground, ground.config.time_scale, &Value::Null).await?;
+        let door = Door::closed();
+        door.open(world.router.clone());
+        let rest = tokio::spawn(clever::serve(http, door.service(), shutdown.clone()));
+        announce(&ground.addresses, &world.identity, started.elapsed());
+        let (mut world, outcome) = serve_worlds(&ground, &door, world, changes).await;
+        if let Some(world) = &mut world {
+            world.stop_acting().await;
+        }
+        shutdown.cancel();
+        if let Ok(Ok(Err(error))) = tokio::time::timeout(DRAIN, rest).await {
+            tracing::warn!(%error, "the REST API had stopped");
+        }
         // From the top down: each layer ends while those below it still answer.
-        if let Err(panic) = acting.await {
-            tracing::error!(%panic, "what acts had died");
+        if let Some(world) = world {
+            world.end().await;
         }
-        if let Err(error) = cloud.save_reading().await {
-            tracing::warn!(%error, "cannot keep the clock's reading");
-        }
-        platform.close();
-        cloud.close();
-        etcd.close().await;
-        database.close().await;
+        ground.database.close().await;
         outcome
     })
+}
+
+/// Serves one world after the other until a signal to terminate, or until something fails. Returns the
+/// world that there is then, if any.
+async fn serve_worlds(
+    ground: &Ground,
+    door: &Door,
+    mut world: World,
+    mut changes: tokio::sync::mpsc::Receiver<WorldChange>,
+) -> (Option<World>, Result<(), ServeError>) {
+    let terminated = terminated();
+    tokio::pin!(terminated);
+    loop {
+        let change = tokio::select! {
+            () = &mut terminated => return (Some(world), Ok(())),
+            ended = world.listeners.join_next() => {
+                return (Some(world), stopped(ended));
+            }
+            // The other end is in the ground.
+            Some(change) = changes.recv() => change,
+        };
+        let scale = world.clock.scale();
+        // What acts asks this server too.
+        world.stop_acting().await;
+        door.close();
+        world.end().await;
+        let (done, next) = (change.done, change.to);
+        let made = world::make(ground, next).await;
+        // What could not be made is an empty world, or the one that was there.
+        let api_faults = made.as_ref().map_or(Value::Null, Clone::clone);
+        world = match World::begin(ground, scale, &api_faults).await {
+            Ok(world) => world,
+            Err(error) => return (None, Err(error)),
+        };
+        door.open(world.router.clone());
+        let is = WorldIs {
+            seed: world.seed,
+            now: world.clock.now(),
+            scale: scale.to_string(),
+        };
+        // Who asked may have left.
+        let _ = done.send(made.map(|_| is).map_err(|error| error.to_string()));
+    }
+}
+
+/// What the end of a listener means.
+fn stopped(ended: Option<Result<Outcome, tokio::task::JoinError>>) -> Result<(), ServeError> {
+    match ended {
+        Some(Ok((what, Err(source)))) => Err(ServeError::Stopped { what, source }),
+        Some(Err(panic)) => Err(ServeError::Stopped {
+            what: "a listener",
+            source: panic.into(),
+        }),
+        Some(Ok((_, Ok(())))) | None => Ok(()),
+    }
 }
 
 /// Runs Materia etcd alone until a signal to terminate.
@@ -371,26 +338,6 @@ pub fn etcd(options: EtcdOptions) -> Result<(), ServeError> {
     })
 }
 
-/// How the clusters' components reach the REST API: the only thing that they know of it.
-fn accesses(platform: Platform, tokens: ClusterTokens, base_url: String) -> Accesses {
-    Arc::new(move |cluster| {
-        let cluster = cluster.parse().ok()?;
-        let owner = platform.owner_of(&cluster)?;
-        Some(CloudAccess {
-            base_url: base_url.clone(),
-            token: tokens.issue(&owner, &cluster),
-            organisation: owner.to_string(),
-        })
-    })
-}
-
-fn first_instant(scale: TimeScale) -> Timestamp {
-    match scale {
-        TimeScale::Manual => MANUAL_ORIGIN,
-        TimeScale::Factor(_) => Clock::system_time(),
-    }
-}
-
 fn block_on(future: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -465,14 +412,7 @@ async fn until_terminated(
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("requests were still under way after {DRAIN:?}");
     }
-    match failed {
-        Some(Ok((what, Err(source)))) => Err(ServeError::Stopped { what, source }),
-        Some(Err(panic)) => Err(ServeError::Stopped {
-            what: "a listener",
-            source: panic.into(),
-        }),
-        Some(Ok((_, Ok(())))) | None => Ok(()),
-    }
+    stopped(failed)
 }
 
 async fn terminated() {
@@ -490,7 +430,7 @@ async fn terminated() {
     }
 }
 
-struct Addresses {
+pub(crate) struct Addresses {
     host: String,
     http: u16,
     kubernetes: u16,

@@ -5,7 +5,11 @@ use crate::{
     embedded::{self, Embedded, EmbeddedOptions},
     transaction,
 };
+use bytes::Bytes;
 use std::{path::Path, sync::Arc};
+
+/// Keys and values in the order of the keys: see [`Database::pairs`].
+pub type Pairs = Box<dyn Iterator<Item = Result<(Bytes, Bytes), Error>> + Send>;
 
 /// An open store; clones share it. It closes when the last clone and the last transaction are dropped, or by
 /// [`Database::close`].
@@ -144,6 +148,25 @@ impl Database {
             Engine::Embedded(engine) => engine.size_bytes(),
             #[cfg(feature = "foundationdb")]
             Engine::FoundationDb(engine) => engine.size_bytes(),
+        }
+    }
+
+    /// Every pair from `begin` up to, not including, `end`, as of now, however long reading them takes. `None` if other
+    /// processes may write to the store: FoundationDB has no version that lives so long.
+    ///
+    /// Each step may block for a read from the disk.
+    ///
+    /// # Errors
+    /// The store is closed, or its disk failed.
+    pub fn pairs(&self, begin: &[u8], end: &[u8]) -> Result<Option<Pairs>, Error> {
+        match &self.engine {
+            Engine::Embedded(engine) => {
+                let view = engine.view()?;
+                let (begin, end) = (Bytes::copy_from_slice(begin), Bytes::copy_from_slice(end));
+                Ok(Some(Box::new(view.range(&begin, &end))))
+            }
+            #[cfg(feature = "foundationdb")]
+            Engine::FoundationDb(_) => Ok(None),
         }
     }
 

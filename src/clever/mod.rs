@@ -48,7 +48,9 @@ use crate::etcd::client::{Client, SharedKeyspaces};
 use crate::platform::Platform;
 
 pub use server::serve;
-pub use simulation::SimulationConfig;
+pub use simulation::{
+    History, NextWorld, SimulationConfig, Storage, WorldChange, WorldIs, Worlds, WriteSnapshot,
+};
 
 /// What the API stands on.
 pub struct CleverConfig {

@@ -2,6 +2,7 @@
 //! Kubernetes.
 
 use axum::Router;
+use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
 
@@ -25,13 +26,14 @@ struct Catalog {
 struct Base {
     install_order: usize,
     #[serde(rename = "k8sVersion")]
-    kubernetes_version: &'static str,
+    kubernetes_version: String,
     plugin: Plugin,
     plugin_version: &'static str,
 }
 
-async fn get_catalog() -> Json<Catalog> {
-    let bases = plugin::bases().into_iter().map(|base| Base {
+async fn get_catalog(State(clever): State<Clever>) -> Json<Catalog> {
+    let catalog = clever.platform.catalog();
+    let bases = plugin::bases(&catalog).into_iter().map(|base| Base {
         install_order: base.install_order,
         kubernetes_version: base.kubernetes_version,
         plugin: base.plugin,

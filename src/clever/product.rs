@@ -35,8 +35,8 @@ pub struct ReplicationFactor {
 
 #[derive(Debug, Serialize)]
 pub struct Versions {
-    pub available: Vec<&'static str>,
-    pub default: &'static str,
+    pub available: Vec<String>,
+    pub default: String,
 }
 
 async fn get_product(State(clever): State<Clever>) -> Json<Product> {
@@ -56,7 +56,7 @@ async fn get_product(State(clever): State<Clever>) -> Json<Product> {
     Json(Product {
         topologies,
         versions: Versions {
-            available: catalog.versions().to_vec(),
+            available: catalog.versions(),
             default: catalog.default_version(),
         },
     })

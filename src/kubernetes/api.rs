@@ -18,7 +18,7 @@ use super::registry::selector::{Selector, selector_text};
 use super::registry::table::{IncludeObject, table};
 use super::registry::watch::WatchOptions;
 use super::registry::{
-    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, name_of, seconds,
+    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, WriteOptions, name_of, seconds,
 };
 use super::request::{Objects, Query, Target, verb};
 use super::status::ApiError;
@@ -265,18 +265,23 @@ impl Exchange<'_> {
             }
             "watch" => self.watch(Some(name)).await,
             "update" => {
+                let manager = self.manager(request.headers());
                 let object = object_of(request).await?;
                 let updated = registry
-                    .update(self.place, name, part, object, self.dry_run()?)
+                    .update(self.place, name, part, object, self.write(&manager)?)
                     .await?;
                 Ok(self.show(StatusCode::OK, updated))
             }
+            "patch" if content_type(request.headers()) == patch::APPLY => {
+                self.apply(name, part, request).await
+            }
             "patch" => {
+                let manager = self.manager(request.headers());
                 let media_type = content_type(request.headers()).to_owned();
                 let kind = PatchType::of(&media_type, self.place.resource)?;
                 let patch = object_of(request).await?;
                 let patched = registry
-                    .modify(self.place, name, part, self.dry_run()?, |current| {
+                    .modify(self.place, name, part, self.write(&manager)?, |current| {
                         patch::apply(kind, current.clone(), &patch)
                     })
                     .await?;
@@ -552,6 +557,11 @@ impl Exchange<'_> {
         let scaled = match verb {
             "get" => registry.get(self.place, name).await?,
             "update" | "patch" => {
+                let manager = self.manager(request.headers());
+                let options = WriteOptions {
+                    subresource: "scale",
+                    ..self.write(&manager)?
+                };
                 let kind = match verb {
                     "patch" => Some(match content_type(request.headers()) {
                         // A Scale has no lists: the strategic patch is the merge patch.
@@ -562,7 +572,7 @@ impl Exchange<'_> {
                 };
                 let body = object_of(request).await?;
                 registry
-                    .modify(self.place, name, Part::Object, self.dry_run()?, |current| {
+                    .modify(self.place, name, Part::Object, options, |current| {
                         let scale = match kind {
                             Some(kind) => patch::apply(kind, scale_of(current, replicas), &body)?,
                             None => body.clone(),
@@ -583,6 +593,61 @@ impl Exchange<'_> {
             _ => return Err(ApiError::method_not_allowed()),
         };
         Ok(json_response(StatusCode::OK, &scale_of(&scaled, replicas)))
+    }
+
+    /// Who writes: as the request says, or by the client's name.
+    fn manager(&self, headers: &HeaderMap) -> String {
+        let given = self.query.get("fieldManager");
+        if !given.is_empty() {
+            return given.to_owned();
+        }
+        let agent = headers
+            .get(header::USER_AGENT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("");
+        match agent.split('/').next() {
+            Some(name) if !name.is_empty() => name.chars().take(128).collect(),
+            _ => String::from("unknown"),
+        }
+    }
+
+    fn write<'m>(&self, manager: &'m str) -> Result<WriteOptions<'m>, ApiError> {
+        Ok(WriteOptions {
+            manager,
+            subresource: "",
+            dry_run: self.dry_run()?,
+        })
+    }
+
+    /// Server-side apply.
+    async fn apply(
+        &self,
+        name: &str,
+        part: Part,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let manager = self.query.get("fieldManager");
+        if manager.is_empty() {
+            return Err(ApiError::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Invalid",
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required \
+                 for apply patch",
+            ));
+        }
+        let body = bytes_of(request).await?;
+        let config = applied_configuration(&body)?;
+        let (force, options) = (self.query.flag("force"), self.write(manager)?);
+        let registry = &self.cluster.registry;
+        let (created, object) = registry
+            .apply(self.place, name, part, config, force, options)
+            .await?;
+        let code = if created {
+            StatusCode::CREATED
+        } else {
+            StatusCode::OK
+        };
+        Ok(self.show(code, object))
     }
 
     fn dry_run(&self) -> Result<bool, ApiError> {
@@ -626,6 +691,16 @@ impl Exchange<'_> {
         };
         json_response(StatusCode::OK, &shown)
     }
+}
+
+/// JSON is YAML, and what nearly everybody sends.
+fn applied_configuration(body: &[u8]) -> Result<Value, ApiError> {
+    if let Ok(config) = serde_json::from_slice(body) {
+        return Ok(config);
+    }
+    let malformed = |error: String| ApiError::bad_request(format!("error decoding YAML: {error}"));
+    let text = std::str::from_utf8(body).map_err(|error| malformed(error.to_string()))?;
+    serde_saphyr::from_str(text).map_err(|error| malformed(error.to_string()))
 }
 
 fn success() -> Value {

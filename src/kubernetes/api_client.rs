@@ -55,6 +55,8 @@ type Result<T> = std::result::Result<T, ApiClientError>;
 #[derive(Clone)]
 pub struct ApiClient {
     client: kube::Client,
+    /// Without what marks it as one of the system's.
+    agent: String,
     root: String,
 }
 
@@ -94,6 +96,7 @@ impl ApiClient {
         });
         ApiClient {
             client: kube::Client::new(service, "default"),
+            agent: user.trim_start_matches("system:").to_owned(),
             root: format!("/clusters/{cluster}"),
         }
     }
@@ -205,6 +208,7 @@ impl ApiClient {
     ) -> Result<Value> {
         let body = body.map(serde_json::to_vec).transpose()?;
         let mut request = Request::builder().method(method).uri(url);
+        request = request.header(http::header::USER_AGENT, &self.agent);
         if !media_type.is_empty() {
             request = request.header(http::header::CONTENT_TYPE, media_type);
         }

@@ -118,7 +118,9 @@ impl Controller {
                 });
                 of(&[CLAIMS, VOLUMES, CLASSES]) || (of(&["/registry/pods/"]) && ended)
             }
-            Controller::NodeLifecycle => of(&["/registry/minions/"]),
+            Controller::NodeLifecycle => {
+                of(&["/registry/minions/"]) && object.is_some_and(node_lifecycle::is_troubled)
+            }
             Controller::Endpoints => of(&[
                 "/registry/services/",
                 "/registry/endpointslices/",
@@ -133,20 +135,29 @@ impl Controller {
             Controller::Csi => of(&[CLAIMS, VOLUMES, CLASSES]),
             // A namespace that is being deleted may have waited for it.
             Controller::Namespace => {
-                object.is_none() && !of(&["/registry/events/", "/registry/leases/"])
+                object.is_none()
+                    && !of(&[
+                        "/registry/events/",
+                        "/registry/leases/",
+                        "/registry/minions/",
+                    ])
             }
             Controller::LoadBalancer => of(&["/registry/services/specs/", "/registry/minions/"]),
             Controller::Garbage => {
-                !of(&["/registry/events/", "/registry/leases/"])
-                    && object.is_none_or(|object| {
-                        let held = object["metadata"]["finalizers"].as_array();
-                        held.into_iter().flatten().any(|it| it == FOREGROUND || it == ORPHAN)
+                // What comes by the thousand and owns nothing is left out.
+                !of(&[
+                    "/registry/events/",
+                    "/registry/leases/",
+                    "/registry/minions/",
+                ]) && object.is_none_or(|object| {
+                    let held = object["metadata"]["finalizers"].as_array();
+                    held.into_iter().flatten().any(|it| it == FOREGROUND || it == ORPHAN)
                             // Made by a controller whose object may have gone meanwhile.
                             || (object["metadata"]["ownerReferences"].is_array()
                                 && object["status"]["phase"] == "Pending"
                                 && object["spec"]["nodeName"].is_null())
                             || key.starts_with("/registry/replicasets/")
-                    })
+                })
             }
         }
     }

@@ -6,7 +6,7 @@ use super::eviction::{self, Evicted};
 use super::registry::list::ListOptions;
 use super::registry::resource::{Kind, Resource};
 use super::registry::selector::Selector;
-use super::registry::{DeleteOptions, Part, Place, Preconditions, Registry, name_of};
+use super::registry::{DeleteOptions, Part, Place, Preconditions, Registry, WriteOptions, name_of};
 use super::status::ApiError;
 
 /// How far a drain is.
@@ -22,6 +22,9 @@ pub enum Drain {
     },
 }
 
+/// As whom nodes are cordoned.
+const MANAGER: &str = "clever-kubernetes-engine";
+
 const NODES: Place<'static> = Place {
     resource: Resource::of_kind(Kind::Node),
     namespace: None,
@@ -34,15 +37,21 @@ pub(super) async fn cordon(
     cordoned: bool,
 ) -> Result<(), ApiError> {
     let changed = registry
-        .modify(NODES, node, Part::Object, false, |current| {
-            let mut next = current.clone();
-            if cordoned {
-                next["spec"]["unschedulable"] = Value::from(true);
-            } else if let Some(spec) = next["spec"].as_object_mut() {
-                spec.remove("unschedulable");
-            }
-            Ok(next)
-        })
+        .modify(
+            NODES,
+            node,
+            Part::Object,
+            WriteOptions::by(MANAGER),
+            |current| {
+                let mut next = current.clone();
+                if cordoned {
+                    next["spec"]["unschedulable"] = Value::from(true);
+                } else if let Some(spec) = next["spec"].as_object_mut() {
+                    spec.remove("unschedulable");
+                }
+                Ok(next)
+            },
+        )
         .await;
     match changed {
         Err(error) if error.reason == "NotFound" => Ok(()),

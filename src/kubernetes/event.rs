@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::registry::resource::{Kind, Resource};
-use super::registry::{Part, Place, Registry, seconds};
+use super::registry::{Part, Place, Registry, WriteOptions, seconds};
 use super::status::ApiError;
 
 /// What an event is about.
@@ -70,12 +70,19 @@ pub(super) async fn record(
     };
     let now = seconds(registry.now());
     let counted = registry
-        .modify(place, &name, Part::Object, false, |event| {
-            let mut event = event.clone();
-            event["count"] = Value::from(event["count"].as_i64().unwrap_or(0).saturating_add(1));
-            event["lastTimestamp"] = Value::from(now.clone());
-            Ok(event)
-        })
+        .modify(
+            place,
+            &name,
+            Part::Object,
+            WriteOptions::by(SOURCE),
+            |event| {
+                let mut event = event.clone();
+                event["count"] =
+                    Value::from(event["count"].as_i64().unwrap_or(0).saturating_add(1));
+                event["lastTimestamp"] = Value::from(now.clone());
+                Ok(event)
+            },
+        )
         .await;
     match counted {
         Err(error) if error.reason == "NotFound" => {}

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use super::registry::list::ListOptions;
 use super::registry::resource::{Kind, Resource};
 use super::registry::selector::{Selector, matches_selector};
-use super::registry::{DeleteOptions, Deleted, Part, Place, Registry, name_of, seconds};
+use super::registry::{
+    DeleteOptions, Deleted, Part, Place, Registry, WriteOptions, name_of, seconds,
+};
 use super::status::ApiError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,10 @@ pub async fn evict(
     name: &str,
     options: &DeleteOptions,
 ) -> Result<Evicted, ApiError> {
+    let write = WriteOptions {
+        dry_run: options.dry_run,
+        ..WriteOptions::by("kube-apiserver")
+    };
     let pod = registry.get(place, name).await?;
     if is_running(&pod) {
         let budgets = Place {
@@ -44,7 +50,7 @@ pub async fn evict(
                 let budget = name_of(budget);
                 let now = seconds(registry.now());
                 registry
-                    .modify(budgets, &budget, Part::Status, options.dry_run, |current| {
+                    .modify(budgets, &budget, Part::Status, write, |current| {
                         spend(current, name, &now)
                     })
                     .await?;

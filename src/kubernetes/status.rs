@@ -5,6 +5,7 @@ use http::{Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::body::{Body, full};
+use super::registry::apply::{self, Conflict};
 use super::registry::resource::Resource;
 use crate::etcd::client::ClientError;
 
@@ -120,6 +121,23 @@ impl ApiError {
                 "Invalid",
                 format!("{kind} \"{name}\" is invalid: {list}"),
             )
+        }
+    }
+
+    /// Others manage fields that an applied configuration changes.
+    pub fn apply_conflict(conflicts: &[Conflict]) -> ApiError {
+        let causes: Vec<Value> = conflicts
+            .iter()
+            .map(|conflict| {
+                json!({
+                    "reason": "FieldManagerConflict", "field": conflict.field,
+                    "message": format!("conflict with {}", conflict.manager),
+                })
+            })
+            .collect();
+        ApiError {
+            details: Some(json!({"causes": causes})),
+            ..ApiError::new(StatusCode::CONFLICT, "Conflict", apply::told(conflicts))
         }
     }
 

@@ -108,6 +108,17 @@ pub struct Item {
     pub node_group: Option<NodeGroupId>,
 }
 
+impl Item {
+    /// Whose path in the cloud it is; `None` of what is not the platform's.
+    fn of(owner: &str) -> Option<Item> {
+        let owner = CloudOwner::parse(owner)?;
+        Some(Item {
+            cluster: owner.cluster,
+            node_group: owner.node_group,
+        })
+    }
+}
+
 /// Use within some hours: `[from, until)`, less than an hour or all of it.
 type Hours = BTreeMap<Timestamp, Usage>;
 
@@ -115,21 +126,10 @@ type Hours = BTreeMap<Timestamp, Usage>;
 pub fn hourly(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<Item, Hours> {
     let mut items: BTreeMap<Item, Hours> = BTreeMap::new();
     let mut add = |owner: &str, at: Timestamp, usage: Usage| {
-        if usage.is_nothing() {
-            return;
+        if let Some(item) = Item::of(owner).filter(|_| !usage.is_nothing()) {
+            let hours = items.entry(item).or_default();
+            *hours.entry(hour_of(at)).or_default() += usage;
         }
-        let Some(owner) = CloudOwner::parse(owner) else {
-            return;
-        };
-        let item = Item {
-            cluster: owner.cluster,
-            node_group: owner.node_group,
-        };
-        *items
-            .entry(item)
-            .or_default()
-            .entry(hour_of(at))
-            .or_default() += usage;
     };
     for interval in &metered.intervals {
         let end = interval.ended_at.min(until);
@@ -151,12 +151,22 @@ pub fn hourly(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<
 
 /// Each item's use in all, of a time that is divided as [`hourly`] says.
 pub fn totals(metered: &Metered, from: Timestamp, until: Timestamp) -> BTreeMap<Item, Usage> {
-    let items = hourly(metered, from, until);
-    let sum = |hours: Hours| hours.into_values().sum();
+    let mut items: BTreeMap<Item, Usage> = BTreeMap::new();
+    let mut add = |owner: &str, usage: Usage| {
+        if let Some(item) = Item::of(owner).filter(|_| !usage.is_nothing()) {
+            *items.entry(item).or_default() += usage;
+        }
+    };
+    for it in &metered.intervals {
+        let (start, end) = (it.started_at.max(from), it.ended_at.min(until));
+        add(&it.owner, it.level.between(start, end));
+    }
+    for rolled_up in &metered.rolled_up {
+        let steps = rolled_up.runs.iter().flat_map(Run::steps);
+        let within = steps.filter(|step| from <= step.from && step.from < until);
+        add(&rolled_up.owner, within.map(|step| step.usage).sum());
+    }
     items
-        .into_iter()
-        .map(|(item, hours)| (item, sum(hours)))
-        .collect()
 }
 
 /// What the VMs of a control plane are billed as.
@@ -491,6 +501,9 @@ mod tests {
                 };
                 prop_assert_eq!(cost(start, end), expect);
                 prop_assert_eq!(cost(start, middle) + cost(middle, end), expect);
+                let hours = hourly(&metered, start, end).into_values().flat_map(BTreeMap::into_values);
+                let by_hour: Cost = hours.map(|usage| Cost::of_vms(usage, Billed::Compute, &RATES)).sum();
+                prop_assert_eq!(by_hour, expect);
             }
         }
     }
@@ -503,7 +516,8 @@ mod tests {
             topology: Some(topology),
             ..crate::platform::CreateCluster::default()
         };
-        let order = validation::cluster_order(request).unwrap();
+        let order =
+            validation::cluster_order(request, &crate::platform::Catalog::default()).unwrap();
         let owner = "orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap();
         let mut cluster = creation::cluster(&order, &mut Ledger::new(owner), 0, Timestamp(0));
         cluster.id = id.parse().unwrap();
@@ -665,23 +679,34 @@ mod tests {
         use rand::{Rng, SeedableRng};
         let count = std::env::var("CKE_LEDGERS").map_or(20_000, |it| it.parse().unwrap());
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+        // The control plane and the node group of a cluster: rates of 3 and 6 euro, and of 2 and 4.
+        let billable = billable(crate::platform::validation::DEFAULT_TOPOLOGY);
+        let (rates, end) = (RateTable::default(), Timestamp(744 * HOUR_MS));
         for _ in 0..count {
-            let mut total = Cost::default();
-            let mut vcpu = [0u128; 2];
-            let mut ram = [0u128; 2];
+            let mut euro = 0u128;
+            let mut metered = Metered::default();
             for _ in 0..random.random_range(0..12) {
                 let flavor = Flavor::ALL[random.random_range(0..6)];
-                let ms = random.random_range(0..2_678_400_000i64);
-                let usage =
-                    level(flavor, random.random_range(0..40)).between(Timestamp(0), Timestamp(ms));
-                let class = random.random_range(0..2);
-                let billed = [Billed::Compute, Billed::ControlPlane][class];
-                total = total + Cost::of_vms(usage, billed, &RATES);
-                vcpu[class] += u128::from(usage.vcpu_ms);
-                ram[class] += u128::from(usage.ram_gb_ms);
+                let level = level(flavor, random.random_range(0..40));
+                let (from, ms) = (random.random_range(0..end.0), random.random_range(0..end.0));
+                let until = end.0.min(from + ms);
+                let is_group = random.random();
+                let own = interval(is_group, level, from, until);
+                metered.intervals.push(own);
+                let ms = u128::from((until - from).unsigned_abs());
+                let monthly = u128::from(2 * level.vcpus + 4 * level.ram_gb) * ms;
+                // Half as much again for a control plane.
+                euro += if is_group { 2 * monthly } else { 3 * monthly };
             }
-            let euro = 2 * vcpu[0] + 4 * ram[0] + 3 * vcpu[1] + 6 * ram[1];
-            assert_eq!(total.0, euro * (EURO / MONTH_MS));
+            let invoice = invoice(&metered, &billable, &rates, Timestamp(0), end);
+            let lines: Cost = invoice.lines.iter().map(|line| line.amount).sum();
+            let charges = invoice.lines.iter().flat_map(|line| &line.charges);
+            let charges: Cost = charges.map(|charge| charge.amount).sum();
+            assert_eq!((lines, charges), (invoice.total, invoice.total));
+            assert_eq!(invoice.total.0, euro * (EURO / MONTH_MS) / 2);
+            // To the cent, half up.
+            let cents = (euro * 100 / 2 + MONTH_MS / 2) / MONTH_MS;
+            assert_eq!(u128::from(invoice.total.cents()), cents);
         }
     }
 }

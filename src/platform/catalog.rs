@@ -4,12 +4,15 @@
 use super::model::{Flavor, TopologyKind};
 use super::rates::{Rate, Rates, VmRates};
 
-/// Versions that can be ordered, oldest first.
-pub const AVAILABLE_VERSIONS: [&str; 3] = ["1.34", "1.35", "1.36"];
-/// Version of a cluster that asks for none.
-pub const DEFAULT_VERSION: &str = "1.36";
-/// Versions that existed and can no longer be ordered.
-pub const UNSUPPORTED_VERSIONS: [&str; 1] = ["1.33"];
+/// Minor version of the newest Kubernetes 1 that the platform begins with.
+pub const FIRST_NEWEST_MINOR: u32 = 36;
+/// Minor version of the oldest that any cluster of the platform ever had.
+const OLDEST_MINOR: u32 = 33;
+/// How many minor versions are supported: the newest and those before it, as Kubernetes does (spec,
+/// "Supported versions").
+const SUPPORTED: u32 = 3;
+/// Nothing is known of what comes after Kubernetes 1.
+pub const NEWEST_MINOR_LIMIT: u32 = 99;
 /// The one location.
 pub const LOCATION: &str = "par";
 /// How often each control-plane VM may be replicated.
@@ -86,9 +89,17 @@ pub const RATES: Rates = Rates {
     beta: true,
 };
 
-/// What can be ordered, as a value.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Catalog;
+/// What can be ordered. It changes when a version comes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    newest_minor: u32,
+}
+
+impl Default for Catalog {
+    fn default() -> Catalog {
+        Catalog::new(FIRST_NEWEST_MINOR)
+    }
+}
 
 /// A line of the product description.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,31 +121,48 @@ impl Catalog {
             .collect()
     }
 
-    pub fn versions(&self) -> &'static [&'static str] {
-        &AVAILABLE_VERSIONS
+    /// As of the time when `1.<newest_minor>` is the newest.
+    pub fn new(newest_minor: u32) -> Catalog {
+        let newest_minor = newest_minor.clamp(FIRST_NEWEST_MINOR, NEWEST_MINOR_LIMIT);
+        Catalog { newest_minor }
     }
 
-    pub fn default_version(&self) -> &'static str {
-        DEFAULT_VERSION
+    /// Versions that can be ordered, oldest first.
+    pub fn versions(&self) -> Vec<String> {
+        let oldest = self.newest_minor + 1 - SUPPORTED;
+        (oldest..=self.newest_minor).map(of_minor).collect()
     }
 
-    pub fn latest_version(&self) -> &'static str {
-        AVAILABLE_VERSIONS[AVAILABLE_VERSIONS.len() - 1]
+    /// Version of a cluster that asks for none.
+    pub fn default_version(&self) -> String {
+        self.latest_version()
+    }
+
+    pub fn latest_version(&self) -> String {
+        of_minor(self.newest_minor)
+    }
+
+    pub fn is_supported(&self, version: &str) -> bool {
+        minor(version)
+            .is_some_and(|it| it + SUPPORTED > self.newest_minor && it <= self.newest_minor)
+    }
+
+    /// The version after `version`, if it is out: the only one that a cluster can be updated to.
+    pub fn next_version(&self, version: &str) -> Option<String> {
+        let next = minor(version)? + 1;
+        (next <= self.newest_minor).then(|| of_minor(next))
     }
 }
 
-/// Place of a version in time, or `None` if it never was one of the platform's.
-pub fn version_order(version: &str) -> Option<usize> {
-    UNSUPPORTED_VERSIONS
-        .iter()
-        .chain(&AVAILABLE_VERSIONS)
-        .position(|known| *known == version)
+fn of_minor(minor: u32) -> String {
+    format!("1.{minor}")
 }
 
-/// The version at a place in time: see [`version_order`].
-pub fn known_version(order: usize) -> Option<&'static str> {
-    let mut known = UNSUPPORTED_VERSIONS.iter().chain(&AVAILABLE_VERSIONS);
-    known.nth(order).copied()
+/// The minor version, or `None` if it never was one of the platform's.
+pub fn minor(version: &str) -> Option<u32> {
+    let minor = version.strip_prefix("1.")?.parse().ok()?;
+    let is_spelled_so = of_minor(minor) == version;
+    (is_spelled_so && (OLDEST_MINOR..=NEWEST_MINOR_LIMIT).contains(&minor)).then_some(minor)
 }
 
 /// Version as nodes report it, such as `v1.36.0`.
@@ -158,9 +186,30 @@ mod tests {
     }
 
     #[test]
-    fn the_default_version_can_be_ordered() {
-        assert!(AVAILABLE_VERSIONS.contains(&DEFAULT_VERSION));
-        assert!(version_order("1.33") < version_order("1.34"));
-        assert_eq!(version_order("0.99"), None);
+    fn three_versions_are_supported_and_the_window_moves_on() {
+        let check = |newest: u32, versions: &str, supported: &[(&str, bool)]| {
+            let catalog = Catalog::new(newest);
+            assert_eq!(catalog.versions().join(" "), versions);
+            assert!(catalog.versions().contains(&catalog.default_version()));
+            for (version, expect) in supported {
+                let found = catalog.is_supported(version);
+                assert_eq!(found, *expect, "{version} at 1.{newest}");
+            }
+        };
+        let now = [
+            ("1.33", false),
+            ("1.34", true),
+            ("1.36", true),
+            ("1.37", false),
+        ];
+        check(36, "1.34 1.35 1.36", &now);
+        check(37, "1.35 1.36 1.37", &[("1.34", false), ("1.37", true)]);
+        check(0, "1.34 1.35 1.36", &[]);
+        for wrong in ["0.99", "1.32", "1.036", "1.100", "v1.36", "1.36.0", ""] {
+            assert_eq!(minor(wrong), None, "{wrong}");
+        }
+        let next = |version: &str| Catalog::default().next_version(version);
+        assert_eq!(next("1.33").as_deref(), Some("1.34"));
+        assert_eq!(next("1.36"), None);
     }
 }

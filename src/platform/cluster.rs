@@ -23,8 +23,9 @@ use crate::kubernetes::{ControlPlane, Drain};
 
 use super::control_plane::{self, Upkeep};
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
-use super::model::{Cluster, ClusterStatus, ControlPlaneVm, LoadBalancer, NodeGroupId};
+use super::model::{Cluster, ClusterStatus, ControlPlaneVm, Flavor, LoadBalancer, NodeGroupId};
 use super::vm_state::VmState;
+use crate::infra::Datacenter;
 
 /// What is going on with a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +123,14 @@ pub struct Seen {
     pub outdated: Option<(NodeGroupId, usize)>,
     /// Names of nodes in the cluster, of any group.
     pub taken_names: BTreeSet<String>,
+    /// The version that the platform takes the cluster to by itself.
+    pub due_update: Option<String>,
+    /// How many replacements may begin now; as many as need be, if `None`.
+    pub replacements: Option<usize>,
     /// How many load balancers of services have a record.
     pub belongings: usize,
+    /// Sites with room for a VM of each flavor of which one would be better off elsewhere.
+    pub open: BTreeMap<Flavor, BTreeSet<Datacenter>>,
 }
 
 impl Seen {
@@ -163,6 +170,8 @@ pub struct Decision {
     pub control_plane: Option<ControlPlane>,
     /// Told once the change of the record is made.
     pub notices: Vec<Notice>,
+    /// A replacement waits for its turn.
+    pub deferred: bool,
 }
 
 impl Decision {
@@ -186,7 +195,10 @@ pub fn decide(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
     let upkeep = keep_control_plane(&mut next, seen, now, &mut decision);
     match cluster.status {
         ClusterStatus::Deleted | ClusterStatus::Failed => {}
-        ClusterStatus::Active => rotate_certificates(&mut next, &upkeep, now, &mut decision),
+        ClusterStatus::Active => match &seen.due_update {
+            Some(target) => begin_update(&mut next, target, now, &mut decision),
+            None => rotate_certificates(&mut next, &upkeep, now, &mut decision),
+        },
         ClusterStatus::ToDelete | ClusterStatus::Deleting => {
             delete(&mut next, seen, now, &mut decision);
         }
@@ -197,6 +209,24 @@ pub fn decide(cluster: &Cluster, seen: &Seen, now: Timestamp) -> Decision {
     }
     decision.control_plane = working(cluster, seen);
     decision
+}
+
+/// An update that nobody asked for: the version is no longer supported.
+fn begin_update(next: &mut Cluster, target: &str, now: Timestamp, decision: &mut Decision) {
+    let message = format!(
+        "{} is no longer supported: updated to {target}",
+        next.version
+    );
+    target.clone_into(&mut next.version);
+    next.status = ClusterStatus::ToUpgrade;
+    next.operation = Some(Operation::asked(OperationKind::Upgrade, now));
+    let started = DeploymentEvent::new(now, OperationKind::Upgrade, None, EventStatus::Started);
+    decision.events.push(started.because(message.clone()));
+    decision.notices.push(Notice {
+        warning: true,
+        reason: "UnsupportedVersion",
+        message,
+    });
 }
 
 /// Makes the control plane's certificates anew long before they end, while nothing else is going on.
@@ -262,9 +292,15 @@ fn keep_control_plane(
         drains: &seen.drains,
         taken_names: &seen.taken_names,
         rolls: deploys && next.status != ClusterStatus::Failed,
+        replacements: seen.replacements,
         version: &version,
+        open: match next.status {
+            ClusterStatus::Active => &seen.open,
+            _ => &BTreeMap::new(),
+        },
     };
     let upkeep = control_plane::keep(next, &view);
+    decision.deferred = upkeep.deferred;
     decision.acts.extend(
         upkeep
             .create

@@ -1,6 +1,6 @@
 //! What can be asked of clusters.
 
-use super::catalog::{AVAILABLE_VERSIONS, known_version, version_order};
+use super::catalog::minor;
 use super::cluster::Operation;
 use super::cluster_event::ClusterEvent;
 use super::creation;
@@ -25,7 +25,7 @@ impl Platform {
         owner: &OwnerId,
         request: CreateCluster,
     ) -> Result<ClusterView> {
-        let order = validation::cluster_order(request)?;
+        let order = validation::cluster_order(request, &self.catalog())?;
         if let Some(network) = &order.request.network_group_id
             && self.inner.context.cloud.network(network).is_none()
         {
@@ -291,16 +291,19 @@ impl Platform {
 
     pub async fn version_check(&self, owner: &OwnerId, id: &ClusterId) -> Result<VersionCheck> {
         let cluster = self.store().cluster(owner, id).await?.value;
-        let latest = self.catalog().latest_version();
-        let installed = version_order(&cluster.version);
+        let catalog = self.catalog();
+        let installed = minor(&cluster.version);
+        let mut available = catalog.versions();
+        available.retain(|version| minor(version) >= installed);
+        if !available.contains(&cluster.version) {
+            // It can no longer be ordered, and is what is installed all the same.
+            available.insert(0, cluster.version.clone());
+        }
+        let latest = catalog.latest_version();
         Ok(VersionCheck {
-            available: AVAILABLE_VERSIONS
-                .into_iter()
-                .filter(|version| version_order(version) >= installed)
-                .map(str::to_owned)
-                .collect(),
-            need_update: installed < version_order(latest),
-            latest: latest.to_owned(),
+            available,
+            need_update: installed < minor(&latest),
+            latest,
             installed: cluster.version,
         })
     }
@@ -312,27 +315,26 @@ impl Platform {
         id: &ClusterId,
         target: &str,
     ) -> Result<ClusterView> {
-        let target = validation::available_version("targetVersion", target)?;
+        let catalog = self.catalog();
         self.change_cluster(owner, id, |cluster, now| {
-            if version_order(&target) < version_order(&cluster.version) {
-                let reason = format!("the cluster is at {}: it cannot go back", cluster.version);
-                return Err(PlatformError::invalid("targetVersion", &target, reason));
-            }
-            // Kubernetes' components may be one minor version apart, not two.
-            let steps = version_order(&target).zip(version_order(&cluster.version));
-            if let Some((to, from)) = steps
-                && to > from + 1
-                && let Some(first) = known_version(from + 1)
-            {
-                let reason = format!(
-                    "the cluster is at {}: no version can be skipped, update to {first} first",
-                    cluster.version
-                );
-                return Err(PlatformError::invalid("targetVersion", &target, reason));
+            // The installed version, and the one after it, even if they can no longer be ordered.
+            let next = catalog.next_version(&cluster.version);
+            if target != cluster.version && next.as_deref() != Some(target) {
+                validation::available_version("targetVersion", target, &catalog)?;
+                let reason = match minor(target) < minor(&cluster.version) {
+                    true => format!("the cluster is at {}: it cannot go back", cluster.version),
+                    // Kubernetes' components may be one minor version apart, not two.
+                    false => format!(
+                        "the cluster is at {}: no version can be skipped, update to {} first",
+                        cluster.version,
+                        next.unwrap_or_default()
+                    ),
+                };
+                return Err(PlatformError::invalid("targetVersion", target, reason));
             }
             must_be_active(cluster, "update")?;
             let mut next = cluster.clone();
-            next.version.clone_from(&target);
+            target.clone_into(&mut next.version);
             Ok(Some(ask(
                 next,
                 ClusterStatus::ToUpgrade,

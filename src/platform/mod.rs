@@ -37,10 +37,12 @@ pub mod pricing;
 pub mod quota;
 mod rate_changes;
 pub mod rates;
+pub mod releases;
 pub mod replacement;
 mod request;
 pub mod shape;
 pub mod store;
+mod turns;
 pub mod validation;
 mod vm_state;
 pub mod volumes;
@@ -52,14 +54,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
-use crate::infra::Cloud;
 use crate::infra::reflector::{Observer, Reflector};
 use crate::infra::work_queue::Workers;
+use crate::infra::{self, Cloud};
 use crate::leader::Term;
 
 use controller::Context;
 use invariant::{Snapshot, Violation};
 use store::Store;
+use turns::{MAX_REPLACEMENTS, Turns};
 
 pub use catalog::Catalog;
 pub use cluster_api::{ClusterApi, ClusterApiError};
@@ -79,6 +82,8 @@ pub struct PlatformConfig {
     pub cloud: Cloud,
     pub kubernetes: Arc<dyn ClusterApi>,
     pub seed: u64,
+    /// Whether clusters whose version is no longer supported are updated, unless that is switched later.
+    pub auto_upgrade: bool,
 }
 
 /// The platform. Cheap to clone.
@@ -88,7 +93,6 @@ pub struct Platform {
 }
 
 struct Inner {
-    catalog: Catalog,
     context: Context,
     cancel: CancellationToken,
     /// Serves the requests of this process that touch an owner's ledger one after the other, so that
@@ -102,7 +106,7 @@ type Result<T> = std::result::Result<T, PlatformError>;
 /// `None` on a fresh store.
 pub async fn last_instant(keyspaces: &SharedKeyspaces) -> Result<Option<Timestamp>> {
     let own = store::last_instant(&keyspaces.client(KEYSPACE)).await?;
-    let below = crate::infra::last_instant(keyspaces).await?;
+    let below = infra::last_instant(keyspaces).await?;
     Ok(own.max(below))
 }
 
@@ -128,10 +132,11 @@ impl Platform {
             cloud: config.cloud,
             kubernetes: config.kubernetes,
             seed: config.seed,
+            auto_upgrade: config.auto_upgrade,
+            turns: Turns::new(MAX_REPLACEMENTS),
         };
         Ok(Platform {
             inner: Arc::new(Inner {
-                catalog: Catalog,
                 context,
                 cancel,
                 ledger_locks: Default::default(),
@@ -163,10 +168,6 @@ impl Platform {
                 _ => None,
             })
         })
-    }
-
-    pub fn catalog(&self) -> &Catalog {
-        &self.inner.catalog
     }
 
     pub async fn quota(&self, owner: &OwnerId) -> Result<Quota> {
@@ -230,9 +231,25 @@ impl Platform {
         // The cloud first: a VM that is seen there has had its record before.
         let inventory = self.inner.context.cloud.inventory().await?;
         self.store().view.catch_up().await?;
-        let records = self.store().view.list("/cke/");
-        let records = records.iter().map(|(_, stored)| stored.record.as_ref());
-        Ok(Snapshot::new(records, inventory))
+        Ok(self.seen(inventory))
+    }
+
+    /// What is seen here beside `inventory`.
+    fn seen(&self, inventory: infra::Inventory) -> Snapshot {
+        self.store().view.with(|records| {
+            let records = records.values().map(|stored| stored.record.as_ref());
+            Snapshot::new(records, inventory)
+        })
+    }
+
+    /// Lets the certificate that the clusters' APIs serve with expire, or makes it anew.
+    pub fn expire_certificates(&self, expired: bool) -> Result<()> {
+        let kubernetes = &self.inner.context.kubernetes;
+        Ok(kubernetes.expire_certificates(expired)?)
+    }
+
+    pub fn certificates_are_expired(&self) -> bool {
+        self.inner.context.kubernetes.certificates_are_expired()
     }
 
     /// Keeps the clock's reading for a restart. Whoever advances a manual clock does it afterwards.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog;
+use super::catalog::Catalog;
 use super::model::{InvalidId, wire_enum};
 
 wire_enum! {
@@ -56,20 +56,20 @@ pub fn installed(base: bool, storage: bool) -> impl Iterator<Item = Plugin> {
 pub struct PluginBase {
     /// Counts from 1.
     pub install_order: usize,
-    pub kubernetes_version: &'static str,
+    pub kubernetes_version: String,
     pub plugin: Plugin,
 }
 
 /// Every plugin of every version that can be ordered.
-pub fn bases() -> Vec<PluginBase> {
-    let versions = catalog::AVAILABLE_VERSIONS.into_iter();
-    let of_version = |kubernetes_version| {
+pub fn bases(catalog: &Catalog) -> Vec<PluginBase> {
+    let of_version = |kubernetes_version: String| {
         let plugins = Plugin::ALL.iter().copied().enumerate();
         plugins.map(move |(index, plugin)| PluginBase {
             install_order: index + 1,
-            kubernetes_version,
+            kubernetes_version: kubernetes_version.clone(),
             plugin,
         })
     };
+    let versions = catalog.versions().into_iter();
     versions.flat_map(of_version).collect()
 }

@@ -6,6 +6,7 @@
 //! | `node-groups/<cluster>/<node group>` | [`NodeGroup`] |
 //! | `node-names/<cluster>/<name>` | id of what has the name in that cluster |
 //! | `ledgers/<owner>` | [`Ledger`] |
+//! | `releases` | [`Releases`] |
 //! | `load-balancers/<cluster>/<id>` | [`ServiceLoadBalancer`] |
 //! | `rates` | [`RateTable`]; none while the rates are the catalog's |
 //! | `credits/<owner>` | [`Credits`] |
@@ -38,12 +39,14 @@ use super::load_balancer::ServiceLoadBalancer;
 use super::model::{Cluster, ClusterId, ClusterStatus, Flavor, NodeGroup, NodeGroupId, OwnerId};
 use super::quota::Ledger;
 use super::rates::RateTable;
+use super::releases::Releases;
 
 pub const CLUSTERS: &str = "/cke/clusters/";
 pub const NODE_GROUPS: &str = "/cke/node-groups/";
 pub const NODE_NAMES: &str = "/cke/node-names/";
 pub const LEDGERS: &str = "/cke/ledgers/";
 pub const LOAD_BALANCERS: &str = "/cke/load-balancers/";
+pub const RELEASES: &str = "/cke/releases";
 pub const RATES: &str = "/cke/rates";
 const CREDITS: &str = "/cke/credits/";
 const REMOVED_NODE_GROUPS: &str = "/cke/removed-node-groups/";
@@ -179,6 +182,7 @@ pub enum Record {
     NodeName(String),
     Ledger(Ledger),
     LoadBalancer(ServiceLoadBalancer),
+    Releases(Releases),
     Rates(RateTable),
     Event(DeploymentEvent),
 }
@@ -203,6 +207,8 @@ pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value).map(Record::NodeName)
     } else if key.starts_with(LEDGERS) {
         read(key, value).map(Record::Ledger)
+    } else if key == RELEASES {
+        read(key, value).map(Record::Releases)
     } else if key.starts_with(LOAD_BALANCERS) {
         read(key, value).map(Record::LoadBalancer)
     } else if key == RATES {
@@ -345,6 +351,10 @@ impl Change {
     pub fn ledger(&mut self, ledger: &Versioned<Ledger>) -> Result<()> {
         let key = ledger_key(&ledger.value.owner);
         self.write(key, ledger.revision, &ledger.value)
+    }
+
+    pub fn releases(&mut self, releases: &Versioned<Releases>) -> Result<()> {
+        self.write(RELEASES.to_owned(), releases.revision, &releases.value)
     }
 
     /// `revision` is that of the table before, 0 for the first.
@@ -542,6 +552,24 @@ impl Store {
             .collect::<Result<Vec<ServiceLoadBalancer>>>()?;
         found.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(found)
+    }
+
+    /// As it is seen, which may be a little behind.
+    pub fn seen_releases(&self) -> Releases {
+        let stored = self.view.get(RELEASES);
+        match stored.as_ref().map(|stored| stored.record.as_ref()) {
+            Some(Record::Releases(releases)) => releases.clone(),
+            _ => Releases::default(),
+        }
+    }
+
+    pub async fn releases(&self) -> Result<Versioned<Releases>> {
+        let found = self.find(RELEASES.to_owned()).await?;
+        Ok(found.unwrap_or_else(|| Versioned {
+            value: Releases::default(),
+            revision: 0,
+            read_at: 0,
+        }))
     }
 
     /// A new one if the owner has none yet: it is written with its first entry.

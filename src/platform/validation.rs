@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use super::catalog::{AVAILABLE_VERSIONS, DEFAULT_VERSION, LOCATION, REPLICATION_FACTOR};
+use super::catalog::{Catalog, LOCATION, REPLICATION_FACTOR};
 use super::error::PlatformError;
 use super::model::{
     Component, CreateCluster, CreateNodeGroup, Flavor, Taint, Topology, TopologyKind,
@@ -54,13 +54,13 @@ pub const DEFAULT_TOPOLOGY: Topology = Topology::DedicatedCompute {
     replication_factor: 1,
 };
 
-pub fn cluster_order(request: CreateCluster) -> Result<ClusterOrder> {
+pub fn cluster_order(request: CreateCluster, catalog: &Catalog) -> Result<ClusterOrder> {
     cluster_name("name", &request.name)?;
     description("description", request.description.as_deref())?;
     tags("tags", &request.tags)?;
     let version = match &request.version {
-        Some(version) => available_version("version", version)?,
-        None => DEFAULT_VERSION.to_owned(),
+        Some(version) => available_version("version", version, catalog)?,
+        None => catalog.default_version(),
     };
     let topology = request.topology.clone().unwrap_or(DEFAULT_TOPOLOGY);
     topology_fits("topologyConfig", &topology)?;
@@ -178,13 +178,13 @@ pub fn tags(field: &str, tags: &[String]) -> Result<()> {
     Ok(())
 }
 
-pub fn available_version(field: &str, version: &str) -> Result<String> {
-    if AVAILABLE_VERSIONS.contains(&version) {
+pub fn available_version(field: &str, version: &str, catalog: &Catalog) -> Result<String> {
+    if catalog.is_supported(version) {
         return Ok(version.to_owned());
     }
     let reason = format!(
         "version \"{version}\" is not available. Supported: {}",
-        AVAILABLE_VERSIONS.join(", ")
+        catalog.versions().join(", ")
     );
     Err(PlatformError::invalid(field, version, reason))
 }
@@ -400,7 +400,7 @@ mod tests {
             ..CreateCluster::default()
         };
         change(&mut request);
-        let refused = match cluster_order(request.clone()) {
+        let refused = match cluster_order(request.clone(), &Catalog::default()) {
             Err(PlatformError::Invalid { field, .. }) => Some(field),
             Err(other) => panic!("{other}"),
             Ok(_) => None,

@@ -73,7 +73,7 @@ impl Platform {
             cloud.delete_volume(&id).await?;
             return Err(refusal);
         }
-        seen(made).ok_or_else(|| PlatformError::VolumeNotFound(id))
+        seen(made).ok_or(PlatformError::VolumeNotFound(id))
     }
 
     /// Of all clusters of the owner, in the order of creation.

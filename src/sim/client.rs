@@ -114,6 +114,19 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<http::Response<Incoming>, ClientError> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let body = Bytes::from(body);
+        self.exchange(method, path, "application/json", body).await
+    }
+
+    /// As [`Client::open`], with a body of any type.
+    pub async fn exchange(
+        &self,
+        method: &Method,
+        path: &str,
+        media_type: &str,
+        body: Bytes,
+    ) -> Result<http::Response<Incoming>, ClientError> {
         let url = || format!("{}{path}", self.url);
         let connecting = TcpStream::connect(&self.authority);
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
@@ -129,14 +142,13 @@ impl Client {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
-        let body = body.map(Value::to_string).unwrap_or_default();
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", &self.authority)
             .header("authorization", format!("Bearer {}", self.token))
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))?;
+            .header("content-type", media_type)
+            .body(Full::new(body))?;
         sender.send_request(request).await.map_err(broken)
     }
 

@@ -11,6 +11,7 @@ mod names;
 mod runner;
 mod scenario;
 mod server;
+mod world;
 
 use std::io::Write as _;
 use std::num::NonZeroUsize;
@@ -40,6 +41,11 @@ pub enum SimError {
     Server(#[from] ServerError),
     #[error("cannot write {path}: {source}")]
     Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot read {path}: {source}")]
+    Read {
         path: PathBuf,
         source: std::io::Error,
     },
@@ -140,10 +146,29 @@ enum SimCommand {
         #[arg(long, value_name = "N")]
         ips: Option<u32>,
     },
+    /// List the supported versions of Kubernetes; or let one come out
+    Versions {
+        /// This one, and all before it, are out from now on, such as 1.37
+        #[arg(long, value_name = "VERSION")]
+        newest: Option<String>,
+        /// Whether clusters whose version is no longer supported are updated
+        #[arg(long, value_name = "BOOL")]
+        auto_upgrade: Option<bool>,
+    },
     /// List the faults that are set; set or clear them
     Faults {
         #[command(subcommand)]
         change: Option<FaultCommand>,
+    },
+    /// Say whether the certificate of the clusters' APIs has expired; let it, or make it anew
+    Certificates {
+        #[arg(value_name = "expire|renew", value_parser = ["expire", "renew"])]
+        change: Option<String>,
+    },
+    /// Say which world this is; or change it
+    World {
+        #[command(subcommand)]
+        change: Option<WorldCommand>,
     },
     /// Say what is wrong with the platform's state
     Invariants,
@@ -225,6 +250,20 @@ enum FaultCommand {
     },
     /// Clear one of the REST API, or all that can be cleared: killed VMs stay killed
     Clear { id: Option<String> },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum WorldCommand {
+    /// Begin a new world, as on an empty store
+    Reset {
+        /// Of everything random in it; the present one, unless given
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
+    },
+    /// Write the whole world to a file
+    Snapshot { file: PathBuf },
+    /// Put back the world of a file
+    Restore { file: PathBuf },
 }
 
 #[derive(Clone, Debug)]
@@ -323,6 +362,17 @@ impl SimOptions {
                 let path = format!("/_sim/organisations/{organisation}/quota");
                 send(Method::PUT, &path, Some(limits)).await
             }
+            SimCommand::Versions {
+                newest: None,
+                auto_upgrade: None,
+            } => send(Method::GET, "/_sim/versions", None).await,
+            SimCommand::Versions {
+                newest,
+                auto_upgrade,
+            } => {
+                let body = json!({"newest": newest, "autoUpgrade": auto_upgrade});
+                send(Method::PUT, "/_sim/versions", Some(body)).await
+            }
             SimCommand::Faults { change } => match change {
                 None => send(Method::GET, "/_sim/faults", None).await,
                 Some(FaultCommand::Clear { id: None }) => {
@@ -355,6 +405,22 @@ impl SimOptions {
                     });
                     send(Method::POST, "/_sim/faults/api", Some(body)).await
                 }
+            },
+            SimCommand::Certificates { change } => match change.as_deref() {
+                None => send(Method::GET, "/_sim/certificates", None).await,
+                Some(change) => {
+                    let body = json!({"expired": change == "expire"});
+                    send(Method::PUT, "/_sim/certificates", Some(body)).await
+                }
+            },
+            SimCommand::World { change } => match change {
+                None => send(Method::GET, "/_sim/world", None).await,
+                Some(WorldCommand::Reset { seed }) => {
+                    let body = json!({"seed": seed});
+                    send(Method::POST, "/_sim/world/reset", Some(body)).await
+                }
+                Some(WorldCommand::Snapshot { file }) => world::snapshot(&client, &file).await,
+                Some(WorldCommand::Restore { file }) => world::restore(&client, &file).await,
             },
             SimCommand::Invariants => send(Method::GET, "/_sim/invariants", None).await,
             SimCommand::Run {

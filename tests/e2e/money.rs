@@ -1,8 +1,11 @@
-//! Prices and quotas through the doors.
+//! Prices, rates, invoices and quotas through the doors.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::harness::{Cke, MANUAL, text};
 use crate::http::{self, Auth};
@@ -442,5 +445,112 @@ fn what_was_used_is_consumed_by_the_hour_and_invoiced_by_the_month() {
     let last = invoice(&cke);
     cke.advance(3600);
     assert_eq!(invoice(&cke)["lines"], last["lines"], "still to be paid");
+    cke.finish();
+}
+
+fn ms(date: &Value) -> i64 {
+    let at = OffsetDateTime::parse(&text(date), &Rfc3339).unwrap();
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap()
+}
+
+/// vCPU times milliseconds of each owner's VMs, from the stream of everything that happened: a VM counts from
+/// when it runs, while it is wanted and its probes are good.
+fn vcpu_ms(events: &str, now: i64) -> BTreeMap<String, i64> {
+    let mut used: BTreeMap<String, i64> = BTreeMap::new();
+    let mut counting: BTreeMap<String, i64> = BTreeMap::new();
+    let mut vms: BTreeMap<String, Value> = BTreeMap::new();
+    let mut add = |vm: &Value, from: i64, until: i64| {
+        let vcpus = vm["spec"]["vcpus"].as_i64().unwrap();
+        *used.entry(text(&vm["spec"]["owner"])).or_default() += vcpus * (until - from);
+    };
+    let since = |vm: &Value| vm["observed"]["running"]["since"].as_i64();
+    for line in events
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+    {
+        let event: Value = serde_json::from_str(line).unwrap();
+        if event["kind"] != "vm" {
+            continue;
+        }
+        let (key, at, vm) = (text(&event["key"]), ms(&event["at"]), &event["record"]);
+        let wanted = event["change"] != "deleted" && vm["requested"] == "running";
+        let counts = wanted && since(vm).is_some() && vm["health"] == "healthy";
+        match (counting.get(&key).copied(), counts) {
+            (None, true) => {
+                let ran = vms.get(&key).and_then(since);
+                let from = if ran.is_some() {
+                    at
+                } else {
+                    since(vm).unwrap()
+                };
+                counting.insert(key.clone(), from);
+            }
+            (Some(from), false) => {
+                counting.remove(&key);
+                let failed = vm["health"]["unhealthy"]["since"].as_i64();
+                add(vm, from, failed.filter(|_| wanted).unwrap_or(at));
+            }
+            _ => {}
+        }
+        vms.insert(key, vm.clone());
+    }
+    for (key, from) in counting {
+        add(&vms[&key], from, now);
+    }
+    used
+}
+
+#[test]
+fn the_invoice_is_what_the_stream_of_events_comes_to() {
+    let cke = Cke::start(MANUAL);
+    let id = cke.create(
+        &json!({"name": "watched", "version": "1.35", "topologyConfig":
+        {"topology": "DEDICATED_COMPUTE", "flavor": "XS", "replicationFactor": 1},
+        "nodeGroups": [{"name": "workers", "flavor": "2XS", "targetNodeCount": 2}]}),
+    );
+    cke.advance(600);
+    let path = format!("/clusters/{id}");
+    cke.request(
+        "POST",
+        &format!("/_sim/vms/workers-node1/kill?cluster={id}"),
+        None,
+    )
+    .ok();
+    cke.advance(600);
+    let update = json!({"targetVersion": "1.36"});
+    cke.kubernetes("POST", &format!("{path}/version/update"), Some(&update))
+        .ok();
+    cke.advance(1800);
+    assert_eq!(cke.get(&path)["status"], "ACTIVE");
+    let vms = cke
+        .request("GET", &format!("/_sim/vms?cluster={id}"), None)
+        .ok();
+    let vms = vms.as_array().unwrap().iter();
+    let names = vms.map(|vm| text(&vm["name"]));
+    let name = names
+        .filter(|name| name.starts_with("control-plane"))
+        .last()
+        .unwrap();
+    let wedge = format!("/_sim/vms/{name}/wedge?cluster={id}");
+    cke.request("POST", &wedge, None).ok();
+    cke.advance(300);
+    let now = cke.request("GET", "/_sim/clock", None).ok()["now"].clone();
+    let month = &text(&now)[..7];
+    let events = cke.request("GET", "/_sim/events?since=0&follow=false", None);
+    let expect = vcpu_ms(&events.body, ms(&now));
+    let invoice = format!(
+        "/_sim/organisations/{}/invoices/{month}",
+        cke.organisation()
+    );
+    let invoice = cke.request("GET", &invoice, None).ok();
+    let mut billed = BTreeMap::new();
+    for line in invoice["lines"].as_array().unwrap() {
+        let group = line["nodeGroupId"].as_str().map(|id| format!("/{id}"));
+        let owner = format!("{}/{id}{}", cke.organisation(), group.unwrap_or_default());
+        let paid: i64 = text(&line["charges"][0]["unitMs"]).parse().unwrap();
+        billed.insert(owner, paid);
+    }
+    assert_eq!(billed, expect);
+    assert_eq!(billed.len(), 2);
     cke.finish();
 }

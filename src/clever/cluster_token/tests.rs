@@ -8,7 +8,9 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::clever::account::{Accounts, AccountsConfig, SEED_API_TOKEN, SEED_ORGANISATION_ID};
-use crate::clever::{CleverConfig, SimulationConfig, router};
+use crate::clever::{
+    CleverConfig, History, SimulationConfig, Storage, Worlds, WriteSnapshot, router,
+};
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::infra::testing::MemoryKeyspaces;
 use crate::infra::{Cloud, CloudConfig};
@@ -55,6 +57,19 @@ struct Api {
     tokens: ClusterTokens,
 }
 
+/// Nobody here asks for another world.
+struct NoStorage;
+
+impl Storage for NoStorage {
+    fn content(&self) -> Result<Option<WriteSnapshot>, String> {
+        Ok(None)
+    }
+
+    fn check(&self, _file: &mut std::fs::File) -> Result<(), String> {
+        Err(String::from("there is no store"))
+    }
+}
+
 impl Api {
     async fn start() -> Api {
         let keyspaces: SharedKeyspaces = Arc::new(MemoryKeyspaces::default());
@@ -77,6 +92,7 @@ impl Api {
             cloud: cloud.clone(),
             kubernetes: Arc::new(kubernetes),
             seed: 1,
+            auto_upgrade: false,
         })
         .await
         .unwrap();
@@ -93,6 +109,9 @@ impl Api {
                 seed: 1,
                 shared_store: false,
                 public_host: String::from("127.0.0.1"),
+                history: History::new(CancellationToken::new()),
+                worlds: Worlds::new(Arc::new(NoStorage)).0,
+                api_faults: Value::Null,
                 shutdown: CancellationToken::new(),
             },
         });

@@ -90,7 +90,9 @@ struct Log {
     forgotten: u64,
     /// Counts the worlds that this history was begun anew for.
     world: u64,
-    /// Whether what is seen is told: not while a world is taken down or put up.
+    /// Whether there ever was a world.
+    begun: bool,
+    /// Whether what is seen is told: not while a world is put up.
     recording: bool,
 }
 
@@ -128,7 +130,8 @@ pub struct Page {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct History {
-    clock: Clock,
+    /// Of the present world.
+    clock: Arc<Mutex<Clock>>,
     log: Arc<Mutex<Log>>,
     /// World and number of the last change told.
     head: Arc<watch::Sender<(u64, u64)>>,
@@ -136,46 +139,14 @@ pub struct History {
 }
 
 impl History {
-    /// Follows the cloud and the platform from now on, until `shutdown`.
-    pub fn start(
-        cloud: &Cloud,
-        platform: &Platform,
-        clock: &Clock,
-        shutdown: CancellationToken,
-    ) -> History {
+    /// Without a world to follow yet. `shutdown` is the server's.
+    pub fn new(shutdown: CancellationToken) -> History {
         let history = History {
-            clock: clock.clone(),
+            clock: Arc::new(Mutex::new(Clock::new(TimeScale::Manual, Timestamp(0)))),
             log: Arc::default(),
             head: Arc::new(watch::Sender::new((0, 0))),
             pending: Arc::default(),
         };
-        let infra = history.clone();
-        cloud.observe(Box::new(move |change| {
-            let recorded = |record: &Arc<infra::record::Record>| match summary(record) {
-                Some(summary) => Recorded::Summary(summary),
-                None => Recorded::Infra(Arc::clone(record)),
-            };
-            infra.append(
-                Source::Infra,
-                change.key,
-                change.old.map(recorded),
-                change.new.map(recorded),
-            );
-            true
-        }));
-        let platforms = history.clone();
-        platform.observe(Box::new(move |change| {
-            let recorded = |record: &Arc<_>| Recorded::Platform(Arc::clone(record));
-            platforms.append(
-                Source::Platform,
-                change.key,
-                change.old.map(recorded),
-                change.new.map(recorded),
-            );
-            true
-        }));
-        // What was there before is not news.
-        history.log.lock().recording = true;
         let settling = history.clone();
         tokio::spawn(async move {
             loop {
@@ -188,27 +159,72 @@ impl History {
         history
     }
 
-    /// Called with the lock of a view held: must be quick.
-    fn append(&self, source: Source, key: &str, old: Option<Recorded>, new: Option<Recorded>) {
+    /// Follows another world from now on: numbers begin anew.
+    pub fn follow(&self, cloud: &Cloud, platform: &Platform, clock: &Clock) {
+        let world = {
+            let mut log = self.log.lock();
+            let world = log.world + u64::from(log.begun);
+            *log = Log {
+                world,
+                begun: true,
+                ..Log::default()
+            };
+            *self.clock.lock() = clock.clone();
+            world
+        };
+        let (history, time) = (self.clone(), clock.clone());
+        cloud.observe(Box::new(move |change| {
+            let recorded = |record: &Arc<infra::record::Record>| match summary(record) {
+                Some(summary) => Recorded::Summary(summary),
+                None => Recorded::Infra(Arc::clone(record)),
+            };
+            let (old, new) = (change.old.map(recorded), change.new.map(recorded));
+            history.append(world, &time, Source::Infra, change.key, old, new)
+        }));
+        let (history, time) = (self.clone(), clock.clone());
+        platform.observe(Box::new(move |change| {
+            let recorded = |record: &Arc<_>| Recorded::Platform(Arc::clone(record));
+            let (old, new) = (change.old.map(recorded), change.new.map(recorded));
+            history.append(world, &time, Source::Platform, change.key, old, new)
+        }));
+        // What was there before is not news.
+        let mut log = self.log.lock();
+        log.recording = true;
+        self.announce(&log);
+    }
+
+    /// Called with the lock of a view held: must be quick. Returns whether the world is still followed.
+    fn append(
+        &self,
+        world: u64,
+        clock: &Clock,
+        source: Source,
+        key: &str,
+        old: Option<Recorded>,
+        new: Option<Recorded>,
+    ) -> bool {
         let (change, recorded) = match (old, new) {
             (None, Some(new)) => (ChangeKind::Created, new),
             (Some(_), Some(new)) => (ChangeKind::Changed, new),
             (Some(old), None) => (ChangeKind::Deleted, old),
-            (None, None) => return,
+            (None, None) => return true,
         };
         let mut log = self.log.lock();
+        if log.world != world {
+            return false;
+        }
         if !log.recording {
-            return;
+            return true;
         }
         let entry = Entry {
-            at: self.clock.now(),
+            at: clock.now(),
             source,
             key: key.to_owned(),
             change,
             recorded,
         };
         let earlier = log.pending.last().is_some_and(|last| last.at != entry.at);
-        let runs = self.clock.scale() != TimeScale::Manual;
+        let runs = clock.scale() != TimeScale::Manual;
         if earlier || runs {
             log.flush();
         }
@@ -219,6 +235,7 @@ impl History {
             self.pending.notify_one();
         }
         self.announce(&log);
+        true
     }
 
     fn announce(&self, log: &Log) {
@@ -232,10 +249,27 @@ impl History {
 
     /// Waits until the present instant's work is done, and tells what happened at it.
     pub async fn settle(&self) {
-        let _rest = self.clock.at_rest().await;
-        let mut log = self.log.lock();
-        log.flush();
-        self.announce(&log);
+        let (clock, world) = {
+            let log = self.log.lock();
+            (self.clock.lock().clone(), log.world)
+        };
+        tokio::select! {
+            _rest = clock.at_rest() => {
+                let mut log = self.log.lock();
+                if log.world == world {
+                    log.flush();
+                    self.announce(&log);
+                }
+            }
+            // What ended is not waited for.
+            () = self.another_than(world) => {}
+        }
+    }
+
+    /// Resolves when another world is followed.
+    async fn another_than(&self, world: u64) {
+        let mut head = self.head.subscribe();
+        drop(head.wait_for(|(followed, _)| *followed != world).await);
     }
 
     /// How many changes were seen in this world.
@@ -368,7 +402,7 @@ mod tests {
         }
         assert_eq!(log.told(), KEPT as u64 + 10);
         let history = History {
-            clock: Clock::new(TimeScale::Manual, Timestamp(0)),
+            clock: Arc::new(Mutex::new(Clock::new(TimeScale::Manual, Timestamp(0)))),
             log: Arc::new(Mutex::new(log)),
             head: Arc::new(watch::Sender::new((0, 0))),
             pending: Arc::default(),

@@ -157,7 +157,7 @@ impl Injections {
         let rule = Rule {
             fault,
             met: 0,
-            random: ChaCha8Rng::seed_from_u64(self.seed ^ number.rotate_left(32)),
+            random: draws(self.seed, number),
         };
         let view = view(number, &rule);
         rules.rules.insert(number, rule);
@@ -175,6 +175,40 @@ impl Injections {
 
     pub fn clear(&self) {
         self.rules.lock().rules.clear();
+    }
+
+    /// All that is set, and how far each is, for a snapshot.
+    pub fn to_json(&self) -> serde_json::Value {
+        let rules = self.rules.lock();
+        let kept = rules.rules.iter().map(|(number, rule)| Kept {
+            number: *number,
+            fault: rule.fault.clone(),
+            met: rule.met,
+            // JSON has no numbers of 128 bits.
+            drawn: rule.random.get_word_pos().to_string(),
+        });
+        // Plain structs of text and numbers can always be written.
+        serde_json::to_value(kept.collect::<Vec<_>>()).unwrap_or_default()
+    }
+
+    /// As [`Injections::new`], with what a snapshot kept. What cannot be read is not set.
+    pub fn restored(seed: u64, kept: &serde_json::Value) -> Injections {
+        let injections = Injections::new(seed);
+        let kept: Vec<Kept> = serde_json::from_value(kept.clone()).unwrap_or_default();
+        let mut rules = injections.rules.lock();
+        for kept in kept.into_iter().filter(|kept| check(&kept.fault).is_ok()) {
+            let mut random = draws(seed, kept.number);
+            random.set_word_pos(kept.drawn.parse().unwrap_or(0));
+            rules.last = rules.last.max(kept.number);
+            let rule = Rule {
+                fault: kept.fault,
+                met: kept.met,
+                random,
+            };
+            rules.rules.insert(kept.number, rule);
+        }
+        drop(rules);
+        injections
     }
 
     fn remove(&self, id: &str) -> Option<ApiFaultView> {
@@ -216,6 +250,20 @@ impl Injections {
             .retain(|_, rule| rule.fault.times.is_none_or(|times| rule.met < times));
         verdict
     }
+}
+
+/// A fault as a snapshot keeps it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    number: u64,
+    fault: ApiFault,
+    met: u64,
+    drawn: String,
+}
+
+/// Which requests the fault with this number meets.
+fn draws(seed: u64, number: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed ^ number.rotate_left(32))
 }
 
 fn view(number: u64, rule: &Rule) -> ApiFaultView {
@@ -400,6 +448,21 @@ mod tests {
         assert!((400..600).contains(&failed), "{failed}");
         assert_eq!(drawn(1), drawn(1));
         assert_ne!(drawn(1), drawn(2));
+    }
+
+    #[test]
+    fn what_is_kept_goes_on_where_it_was() {
+        let half = json!({"path": "/**", "perMille": 500, "status": 500, "times": 200});
+        let injections = Injections::new(7);
+        injections.add(fault(half)).expect("a fault");
+        statuses(&injections, Method::GET, "/a", 100);
+        let restored = Injections::restored(7, &injections.to_json());
+        assert_eq!(restored.list()[0].met, injections.list()[0].met);
+        let rest = statuses(&injections, Method::GET, "/a", 400);
+        assert_eq!(statuses(&restored, Method::GET, "/a", 400), rest);
+        let next = json!({"path": "/b", "status": 500});
+        let next = restored.add(fault(next)).expect("a fault");
+        assert_eq!(next.id, "fault_2");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //!
 //! Alone in this layer it knows the cloud below the platform, for what it does there no customer can.
 
+mod certificates;
 mod clock;
 mod cloud;
 mod credit;
@@ -18,7 +19,9 @@ mod origin;
 mod price;
 mod quota;
 mod rates;
+mod versions;
 mod volumes;
+mod world;
 
 use std::sync::Arc;
 
@@ -34,12 +37,13 @@ use crate::infra::Cloud;
 use crate::platform::Platform;
 use crate::platform::invariant::Violation;
 
-use history::History;
 use injection::Injections;
 use openapi::{Api, Operation};
 
+pub use history::History;
 pub use injection::inject;
 pub use origin::guard;
+pub use world::{NextWorld, Storage, WorldChange, WorldIs, Worlds, WriteSnapshot};
 
 /// What the control API stands on.
 pub struct SimulationConfig {
@@ -49,6 +53,12 @@ pub struct SimulationConfig {
     pub shared_store: bool,
     /// Host that clients reach this server by, besides `localhost` and addresses.
     pub public_host: String,
+    /// What happens in all worlds.
+    pub history: History,
+    /// How another world is asked for.
+    pub worlds: Worlds,
+    /// Faults of the REST API, as a snapshot keeps them.
+    pub api_faults: serde_json::Value,
     /// Ends the streams of events, which would hold up the end of the server.
     pub shutdown: CancellationToken,
 }
@@ -65,6 +75,7 @@ struct Inner {
     shared_store: bool,
     public_host: String,
     shutdown: CancellationToken,
+    worlds: Worlds,
     history: History,
     injections: Injections,
     document: serde_json::Value,
@@ -73,7 +84,8 @@ struct Inner {
 impl Simulation {
     /// Follows what happens from now on.
     pub fn start(config: SimulationConfig, platform: &Platform, clock: &Clock) -> Simulation {
-        let history = History::start(&config.cloud, platform, clock, config.shutdown.clone());
+        let history = config.history;
+        history.follow(&config.cloud, platform, clock);
         Simulation {
             inner: Arc::new(Inner {
                 cloud: config.cloud,
@@ -81,8 +93,9 @@ impl Simulation {
                 shared_store: config.shared_store,
                 public_host: config.public_host,
                 shutdown: config.shutdown,
+                worlds: config.worlds,
                 history,
-                injections: Injections::new(config.seed),
+                injections: Injections::restored(config.seed, &config.api_faults),
                 document: api().document(),
             }),
         }
@@ -111,6 +124,9 @@ fn api() -> Api {
     let api = clock::operations(api);
     let api = events::operations(api);
     let api = injection::operations(api);
+    let api = versions::operations(api);
+    let api = certificates::operations(api);
+    let api = world::operations(api);
     let api = quota::operations(api);
     let api = price::operations(api);
     let api = rates::operations(api);

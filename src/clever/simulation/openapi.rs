@@ -19,6 +19,7 @@ pub struct Operation {
     summary: &'static str,
     query: Vec<(&'static str, &'static str)>,
     request: Option<SchemaOf>,
+    request_media_type: Option<&'static str>,
     response: Option<SchemaOf>,
     media_type: &'static str,
 }
@@ -37,6 +38,7 @@ impl Operation {
             summary,
             query: Vec::new(),
             request: None,
+            request_media_type: None,
             response: None,
             media_type: "application/json",
         }
@@ -66,6 +68,12 @@ impl Operation {
 
     pub fn takes<T: JsonSchema>(mut self) -> Operation {
         self.request = Some(|generator| generator.subschema_for::<T>());
+        self
+    }
+
+    /// Takes something else than JSON.
+    pub fn takes_as(mut self, media_type: &'static str) -> Operation {
+        self.request_media_type = Some(media_type);
         self
     }
 
@@ -112,6 +120,10 @@ impl Operation {
             let schema = request(generator).to_value();
             operation["requestBody"] =
                 json!({"required": true, "content": {"application/json": {"schema": schema}}});
+        }
+        if let Some(media_type) = self.request_media_type {
+            let content = json!({media_type: {"schema": {"type": "string", "format": "binary"}}});
+            operation["requestBody"] = json!({"required": true, "content": content});
         }
         operation
     }

@@ -262,7 +262,7 @@ mod tests {
             Some(&behind),
             Act::Configure {
                 upstream: id(),
-                configuration: wanted.clone(),
+                configuration: wanted,
                 only_hosts: true,
             },
         );

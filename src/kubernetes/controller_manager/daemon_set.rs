@@ -125,7 +125,7 @@ fn plan<'a>(set: &Value, nodes: &[Value], own: &[&'a Value], now: i64) -> Plan<'
             let text = |field: &str| pod["metadata"][field].as_str().unwrap_or("").to_owned();
             (is_ending(pod), text("creationTimestamp"), text("name"))
         });
-        if !runs && !stays || (!runs && here.is_empty()) {
+        if !stays || (!runs && here.is_empty()) {
             if !here.is_empty() {
                 misplaced += 1;
             }

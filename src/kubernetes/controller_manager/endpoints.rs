@@ -97,7 +97,7 @@ async fn write(
             }
             next["metadata"]["labels"] = wanted["metadata"]["labels"].clone();
             let same = |field: &str| next[field] == present[field];
-            let labels = &next["metadata"]["labels"] == &present["metadata"]["labels"];
+            let labels = next["metadata"]["labels"] == present["metadata"]["labels"];
             if labels && fields.iter().all(|field| same(field)) {
                 return Ok(());
             }

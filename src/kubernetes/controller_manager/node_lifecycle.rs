@@ -74,6 +74,16 @@ pub async fn reconcile(tools: &Tools) -> Result<Outcome, ApiClientError> {
     Ok(wake)
 }
 
+/// Whether there is something to do about the node, or about pods on it: for most nodes there never is.
+pub fn is_troubled(node: &Value) -> bool {
+    let taints = node["spec"]["taints"].as_array();
+    let mut taints = taints.into_iter().flatten();
+    let conditions = node["status"]["conditions"].as_array();
+    let mut conditions = conditions.into_iter().flatten();
+    taints.any(|taint| taint["effect"] == "NoExecute" || is_ours(taint))
+        || !conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
+}
+
 fn is_ours(taint: &Value) -> bool {
     taint["key"] == UNREACHABLE || taint["key"] == NOT_READY
 }
@@ -217,7 +227,7 @@ mod tests {
         check("True", Value::Null, json!([]));
         check("Unknown", Value::Null, unreachable.clone());
         check("True", unreachable.clone(), json!([]));
-        let mut before = unreachable.clone();
+        let mut before = unreachable;
         before[1]["timeAdded"] = json!("before");
         check("Unknown", before.clone(), before);
         let theirs = json!([{"key": "a", "value": "b", "effect": "NoSchedule"}]);

@@ -3,7 +3,11 @@
 //! An object is kept as JSON without its resource version, which is its key's mod revision; a write
 //! compares it. So conflicts, and the order of resource versions, are kube-apiserver's.
 
+pub mod apply;
+mod defaults;
+mod deletion;
 pub mod draws;
+mod field_set;
 pub mod list;
 pub mod patch;
 pub mod resource;
@@ -20,6 +24,8 @@ use etcd_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use etcd_proto::mvccpb::KeyValue;
 use serde_json::{Value, json};
 
+use self::deletion::is_finished;
+pub use self::deletion::{DeleteOptions, Deleted, FOREGROUND, ORPHAN, Preconditions, Propagation};
 use self::draws::Draws;
 use self::resource::{Kind, Resource};
 use super::status::ApiError;
@@ -50,46 +56,34 @@ pub enum Part {
     Status,
 }
 
-/// What a delete insists on.
-#[derive(Clone, Debug, Default)]
-pub struct Preconditions {
-    pub uid: Option<String>,
-    pub resource_version: Option<String>,
+impl Part {
+    /// As managers of fields name it.
+    fn subresource(self) -> &'static str {
+        match self {
+            Part::Object => "",
+            Part::Status => "status",
+        }
+    }
 }
 
-/// What becomes of the objects that an object owns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Propagation {
-    /// They are collected once it is gone.
-    Background,
-    /// It waits for them.
-    Foreground,
-    /// They stay, and have no owner any more.
-    Orphan,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct DeleteOptions {
-    pub preconditions: Preconditions,
+/// Who writes, and whether the write is only tried.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions<'a> {
+    /// Name of the field manager.
+    pub manager: &'a str,
+    /// That the write came by, where it is about the object all the same, such as `scale`; mostly empty.
+    pub subresource: &'a str,
     pub dry_run: bool,
-    /// How long a pod may take to end; none: what the pod says.
-    pub grace_period_seconds: Option<i64>,
-    /// None: in the background.
-    pub propagation: Option<Propagation>,
 }
 
-/// Holds an object until what it owns is gone.
-pub const FOREGROUND: &str = "foregroundDeletion";
-/// Holds an object until what it owns has no owner.
-pub const ORPHAN: &str = "orphan";
-
-/// What a delete did.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Deleted {
-    /// Gone; this is what it was.
-    Now(Value),
-    /// Waits for its finalizers.
-    Later(Value),
+impl WriteOptions<'_> {
+    pub fn by(manager: &str) -> WriteOptions<'_> {
+        WriteOptions {
+            manager,
+            subresource: "",
+            dry_run: false,
+        }
+    }
 }
 
 /// Told of every write of this process, once it is done: the key, and the object, or none if it is gone.
@@ -143,6 +137,7 @@ impl Registry {
         /// As kube-apiserver tries to find a generated name that is free.
         const NAMES: usize = 8;
         self.check_type(place, &mut object)?;
+        remove(&mut object["metadata"], "managedFields");
         let mut refused = None;
         for _ in 0..NAMES {
             let Some(name) = self.generated_name(place, &object) else {
@@ -183,7 +178,7 @@ impl Registry {
         if place.resource.status && place.resource.kind != "Node" {
             remove(&mut object, "status");
         }
-        validation::default(place.resource, &mut object);
+        defaults::fill(place.resource, &mut object);
         if place.resource.kind == "PersistentVolumeClaim" {
             storage::choose_class(&mut object, &self.storage_classes().await?);
         }
@@ -201,7 +196,6 @@ impl Registry {
         }
         remove(metadata, "resourceVersion");
         remove(metadata, "selfLink");
-        remove(metadata, "managedFields");
         remove(metadata, "deletionTimestamp");
         match self
             .allocate_and_write(place, &name, 0, &mut object, dry_run)
@@ -226,7 +220,7 @@ impl Registry {
         name: &str,
         part: Part,
         mut object: Value,
-        dry_run: bool,
+        options: WriteOptions<'_>,
     ) -> Result<Value, ApiError> {
         self.check_type(place, &mut object)?;
         let given = name_of(&object);
@@ -235,7 +229,7 @@ impl Registry {
                 "the name of the object ({given}) does not match the name on the URL ({name})"
             )));
         }
-        self.modify(place, name, part, dry_run, |_| Ok(object.clone()))
+        self.modify(place, name, part, options, |_| Ok(object.clone()))
             .await
     }
 
@@ -247,10 +241,20 @@ impl Registry {
         place: Place<'_>,
         name: &str,
         part: Part,
-        dry_run: bool,
+        options: WriteOptions<'_>,
         change: impl Fn(&Value) -> Result<Value, ApiError>,
     ) -> Result<Value, ApiError> {
         let key = place.key(name);
+        let (time, api_version) = (seconds(self.clock.now()), place.resource.api_version());
+        let write = apply::Write {
+            manager: options.manager,
+            api_version: &api_version,
+            subresource: match options.subresource {
+                "" => part.subresource(),
+                named => named,
+            },
+            time: &time,
+        };
         for _ in 0..ATTEMPTS {
             let Some(kv) = self.client.get(key.clone()).await?.value else {
                 return Err(ApiError::not_found(place.resource, name));
@@ -264,28 +268,114 @@ impl Registry {
             if pinned && asked != kv.mod_revision.to_string() {
                 return Err(ApiError::modified(place.resource, name));
             }
-            let next = self.next(place, &current, changed, part)?;
+            let mut next = self.next(place, &current, changed, part)?;
             if next == current {
                 return Ok(next);
             }
-            if place.resource.kind == "PersistentVolumeClaim" && storage::grows(&current, &next) {
-                storage::may_grow(place, &next, &self.storage_classes().await?)?;
+            if let Some(managers) = apply::updated(&current, &next, write) {
+                next["metadata"]["managedFields"] = managers;
             }
-            let mut stored = without_version(next);
-            let written = if is_finished(&stored) && !dry_run {
-                self.remove(&key, kv.mod_revision).await?
-            } else {
-                self.allocate_and_write(place, name, kv.mod_revision, &mut stored, dry_run)
-                    .await?
-            };
-            if dry_run {
-                return Ok(with_version(stored, kv.mod_revision));
-            }
-            if let Some(revision) = written {
-                return Ok(with_version(stored, revision));
+            if let Some(stored) = self
+                .keep(place, name, &current, next, options.dry_run)
+                .await?
+            {
+                return Ok(stored);
             }
         }
         Err(ApiError::modified(place.resource, name))
+    }
+
+    /// Makes the object what an applied configuration says, or creates it. Says whether it was created.
+    /// `force` takes fields from other managers.
+    pub async fn apply(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        part: Part,
+        mut config: Value,
+        force: bool,
+        options: WriteOptions<'_>,
+    ) -> Result<(bool, Value), ApiError> {
+        self.check_type(place, &mut config)?;
+        let given = name_of(&config);
+        if !given.is_empty() && given != name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({given}) does not match the name on the URL ({name})"
+            )));
+        }
+        config["metadata"]["name"] = Value::from(name);
+        if !config["metadata"]["managedFields"].is_null() {
+            return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+        }
+        let (time, api_version) = (seconds(self.clock.now()), place.resource.api_version());
+        let write = apply::Write {
+            manager: options.manager,
+            api_version: &api_version,
+            subresource: part.subresource(),
+            time: &time,
+        };
+        let applied = |live: &Value| {
+            apply::apply(live, &config, write, force)
+                .map_err(|conflicts| ApiError::apply_conflict(&conflicts))
+        };
+        let asked = config["metadata"]["resourceVersion"].as_str().unwrap_or("");
+        for _ in 0..ATTEMPTS {
+            let Some(kv) = self.client.get(place.key(name)).await?.value else {
+                if part == Part::Status || !asked.is_empty() {
+                    return Err(ApiError::not_found(place.resource, name));
+                }
+                let object = applied(&Value::Null)?;
+                match self.create_named(place, object, options.dry_run).await {
+                    Err(error) if error.reason == "AlreadyExists" => continue,
+                    outcome => return outcome.map(|created| (true, created)),
+                }
+            };
+            let current = decode(&kv)?;
+            if !asked.is_empty() && asked != kv.mod_revision.to_string() {
+                return Err(ApiError::modified(place.resource, name));
+            }
+            let changed = applied(&current)?;
+            let managers = changed["metadata"]["managedFields"].clone();
+            let mut next = self.next(place, &current, changed, part)?;
+            next["metadata"]["managedFields"] = managers;
+            if next == current {
+                return Ok((false, next));
+            }
+            if let Some(stored) = self
+                .keep(place, name, &current, next, options.dry_run)
+                .await?
+            {
+                return Ok((false, stored));
+            }
+        }
+        Err(ApiError::modified(place.resource, name))
+    }
+
+    /// Writes what is to come after `current`; none if that is no longer what is there.
+    async fn keep(
+        &self,
+        place: Place<'_>,
+        name: &str,
+        current: &Value,
+        next: Value,
+        dry_run: bool,
+    ) -> Result<Option<Value>, ApiError> {
+        let version = current["metadata"]["resourceVersion"].as_str();
+        let expected = version.and_then(|text| text.parse().ok()).unwrap_or(0);
+        if place.resource.kind == "PersistentVolumeClaim" && storage::grows(current, &next) {
+            storage::may_grow(place, &next, &self.storage_classes().await?)?;
+        }
+        let mut stored = without_version(next);
+        let written = if is_finished(&stored) && !dry_run {
+            self.remove(&place.key(name), expected).await?
+        } else {
+            self.allocate_and_write(place, name, expected, &mut stored, dry_run)
+                .await?
+        };
+        if dry_run {
+            return Ok(Some(with_version(stored, expected)));
+        }
+        Ok(written.map(|revision| with_version(stored, revision)))
     }
 
     /// Writes what `change` makes of the object, spec and status together. For subresources that are
@@ -355,18 +445,18 @@ impl Registry {
             "deletionGracePeriodSeconds",
             "name",
             "namespace",
+            "managedFields",
         ] {
             match current["metadata"].get(field) {
                 Some(value) => next["metadata"][field] = value.clone(),
                 None => remove(&mut next["metadata"], field),
             }
         }
-        remove(&mut next["metadata"], "managedFields");
         next["kind"] = Value::from(resource.kind);
         next["apiVersion"] = Value::from(resource.api_version());
         if part == Part::Object {
             keep_allocated(resource, current, &mut next);
-            validation::default(resource, &mut next);
+            defaults::fill(resource, &mut next);
             let causes = validation::validate(resource, &next, Some(current));
             if !causes.is_empty() {
                 return Err(ApiError::invalid(resource, &name, &causes));
@@ -377,106 +467,6 @@ impl Registry {
             }
         }
         Ok(next)
-    }
-
-    /// Deletes an object, or marks it if finalizers hold it or it needs time to end.
-    pub async fn delete(
-        &self,
-        place: Place<'_>,
-        name: &str,
-        preconditions: &Preconditions,
-        dry_run: bool,
-    ) -> Result<Deleted, ApiError> {
-        let options = DeleteOptions {
-            preconditions: preconditions.clone(),
-            dry_run,
-            ..DeleteOptions::default()
-        };
-        self.delete_with(place, name, &options).await
-    }
-
-    /// See [`Registry::delete`].
-    pub async fn delete_with(
-        &self,
-        place: Place<'_>,
-        name: &str,
-        options: &DeleteOptions,
-    ) -> Result<Deleted, ApiError> {
-        let key = place.key(name);
-        for _ in 0..ATTEMPTS {
-            let Some(kv) = self.client.get(key.clone()).await?.value else {
-                return Err(ApiError::not_found(place.resource, name));
-            };
-            let current = decode(&kv)?;
-            self.check_preconditions(place, name, &current, &options.preconditions)?;
-            let Some(mut marked) = marked(&current, options, self.clock.now()) else {
-                if options.dry_run {
-                    return Ok(Deleted::Now(current));
-                }
-                match self.remove(&key, kv.mod_revision).await? {
-                    Some(revision) => return Ok(Deleted::Now(with_version(current, revision))),
-                    None => continue,
-                }
-            };
-            if marked == current || options.dry_run {
-                return Ok(Deleted::Later(marked));
-            }
-            if place.resource.kind == "Namespace" {
-                marked["status"]["phase"] = Value::from("Terminating");
-            }
-            let marked = without_version(marked);
-            if let Some(revision) = self.write(&key, kv.mod_revision, &marked).await? {
-                return Ok(Deleted::Later(with_version(marked, revision)));
-            }
-        }
-        Err(ApiError::modified(place.resource, name))
-    }
-
-    fn check_preconditions(
-        &self,
-        place: Place<'_>,
-        name: &str,
-        current: &Value,
-        preconditions: &Preconditions,
-    ) -> Result<(), ApiError> {
-        let metadata = &current["metadata"];
-        for (what, asked, is) in [
-            ("UID", &preconditions.uid, &metadata["uid"]),
-            (
-                "ResourceVersion",
-                &preconditions.resource_version,
-                &metadata["resourceVersion"],
-            ),
-        ] {
-            let is = is.as_str().unwrap_or("");
-            if let Some(asked) = asked
-                && asked != is
-            {
-                let why = format!(
-                    "Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}"
-                );
-                return Err(ApiError::conflict(place.resource, name, &why));
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes an emptied namespace whatever holds it. For the namespace controller.
-    pub async fn finish_namespace(&self, name: &str) -> Result<(), ApiError> {
-        let key = Resource::of_kind(Kind::Namespace).key(None, name);
-        let Some(kv) = self.client.get(key.clone()).await?.value else {
-            return Ok(());
-        };
-        let namespace = decode(&kv)?;
-        // Finalizers of the metadata are somebody else's to remove.
-        let mut finished = without_version(namespace);
-        finished["spec"]["finalizers"] = json!([]);
-        if is_finished(&finished) {
-            self.remove(&key, kv.mod_revision).await?;
-        } else {
-            self.write(&key, kv.mod_revision, &finished).await?;
-        }
-        Ok(())
     }
 
     /// What every namespace starts with. Repeating it changes nothing.
@@ -703,71 +693,6 @@ fn keep_allocated(resource: &Resource, current: &Value, next: &mut Value) {
     if resource.kind == "Service" {
         service::keep(current, next);
     }
-}
-
-fn has_finalizers(object: &Value) -> bool {
-    let held = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
-    held(&object["metadata"]["finalizers"])
-        || (object["kind"] == "Namespace" && held(&object["spec"]["finalizers"]))
-}
-
-/// Being deleted, and nothing holds it any more, nor does it need more time to end.
-fn is_finished(object: &Value) -> bool {
-    let metadata = &object["metadata"];
-    !metadata["deletionTimestamp"].is_null()
-        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
-        && !has_finalizers(object)
-}
-
-/// The object as its deletion leaves it; none if it goes at once.
-fn marked(object: &Value, options: &DeleteOptions, now: Timestamp) -> Option<Value> {
-    let metadata = &object["metadata"];
-    let grace = grace(object, options.grace_period_seconds);
-    let finalizer = match options.propagation {
-        Some(Propagation::Foreground) => Some(FOREGROUND),
-        Some(Propagation::Orphan) => Some(ORPHAN),
-        Some(Propagation::Background) | None => None,
-    };
-    if grace == 0 && finalizer.is_none() && !has_finalizers(object) {
-        return None;
-    }
-    let ending = !metadata["deletionTimestamp"].is_null();
-    let left = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-    // Being asked again can only shorten it.
-    if ending && grace >= left {
-        return Some(object.clone());
-    }
-    let mut marked = object.clone();
-    let metadata = &mut marked["metadata"];
-    if let Some(finalizer) = finalizer {
-        let mut held: Vec<Value> = metadata["finalizers"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        if !held.contains(&Value::from(finalizer)) {
-            held.push(Value::from(finalizer));
-        }
-        metadata["finalizers"] = Value::from(held);
-    }
-    let end = Timestamp(now.0.saturating_add(grace.saturating_mul(1000)));
-    metadata["deletionTimestamp"] = Value::from(seconds(end));
-    metadata["deletionGracePeriodSeconds"] = Value::from(grace);
-    Some(marked)
-}
-
-/// Seconds that an object is given to end: only what runs on a node needs any.
-fn grace(object: &Value, asked: Option<i64>) -> i64 {
-    let phase = object["status"]["phase"].as_str().unwrap_or("");
-    let runs = object["kind"] == "Pod"
-        && object["spec"]["nodeName"]
-            .as_str()
-            .is_some_and(|node| !node.is_empty())
-        && !["Succeeded", "Failed"].contains(&phase);
-    if !runs {
-        return 0;
-    }
-    let own = || object["spec"]["terminationGracePeriodSeconds"].as_i64();
-    asked.or_else(own).unwrap_or(30).max(0)
 }
 
 pub fn name_of(object: &Value) -> String {

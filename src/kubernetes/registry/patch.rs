@@ -6,6 +6,9 @@ use super::resource::Resource;
 use crate::kubernetes::status::ApiError;
 use http::StatusCode;
 
+/// Media type of configurations that are applied: see [`super::apply`].
+pub const APPLY: &str = "application/apply-patch+yaml";
+
 /// Which kind of patch a body is, by its media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
@@ -27,6 +30,7 @@ impl PatchType {
                 let mut supported = vec![
                     "application/json-patch+json",
                     "application/merge-patch+json",
+                    APPLY,
                 ];
                 if resource.strategic_merge {
                     supported.push("application/strategic-merge-patch+json");

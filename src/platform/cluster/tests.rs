@@ -13,11 +13,14 @@ const NOW: Timestamp = Timestamp(1_000_000);
 
 fn cluster_of(topology: Topology) -> Cluster {
     let owner: OwnerId = "orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap();
-    let order = validation::cluster_order(CreateCluster {
-        name: String::from("demo"),
-        topology: Some(topology),
-        ..CreateCluster::default()
-    });
+    let order = validation::cluster_order(
+        CreateCluster {
+            name: String::from("demo"),
+            topology: Some(topology),
+            ..CreateCluster::default()
+        },
+        &super::super::Catalog::default(),
+    );
     creation::cluster(&order.unwrap(), &mut Ledger::new(owner), 0, NOW)
 }
 
@@ -195,7 +198,7 @@ fn vms_are_asked_for_until_they_are_there() {
         let is_over = next.is_some_and(|next| next.deployed_step.is_some());
         assert_eq!(is_over, goes_on, "{states:?}");
     };
-    let booting = VmState::Provisioning;
+    let booting = VmState::Provisioning { since: NOW };
     let running = VmState::Running {
         since: NOW,
         healthy: true,

@@ -13,14 +13,17 @@ fn owner() -> OwnerId {
 }
 
 fn cluster() -> Cluster {
-    let order = validation::cluster_order(CreateCluster {
-        topology: Some(Topology::AllInOne {
-            flavor: Flavor::S,
-            replication_factor: 1,
-        }),
-        name: String::from("demo"),
-        ..CreateCluster::default()
-    });
+    let order = validation::cluster_order(
+        CreateCluster {
+            topology: Some(Topology::AllInOne {
+                flavor: Flavor::S,
+                replication_factor: 1,
+            }),
+            name: String::from("demo"),
+            ..CreateCluster::default()
+        },
+        &super::super::Catalog::default(),
+    );
     creation::cluster(&order.unwrap(), &mut Ledger::new(owner()), 0, NOW)
 }
 

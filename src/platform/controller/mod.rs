@@ -25,6 +25,7 @@ use crate::leader::Term;
 use super::cluster_api::ClusterApi;
 use super::error::PlatformError;
 use super::store::{self, CloudOwner, Store};
+use super::turns::{Turns, under_way};
 
 /// What the controllers share.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct Context {
     pub cloud: Cloud,
     pub kubernetes: Arc<dyn ClusterApi>,
     pub seed: u64,
+    pub auto_upgrade: bool,
+    pub turns: Turns,
 }
 
 /// How often a round is taken again at once, after somebody else's change came first.
@@ -56,6 +59,10 @@ trait Controller: Send + Sync {
     /// Brings what `key` names a step further. Returns when to look again, if nothing changes before.
     fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a>;
 }
+
+/// Places in [`all`].
+const CLUSTERS: usize = 0;
+const NODE_GROUPS: usize = 1;
 
 /// Every controller there is.
 fn all(context: &Context) -> Vec<Arc<dyn Controller>> {
@@ -83,6 +90,23 @@ pub fn start(context: &Context, term: &Term) -> Workers {
             kubernetes.notify(cluster.as_str(), notice);
         }
         !changed.is_closed()
+    }));
+
+    // Both controllers that replace VMs are asked: only one of them knows the key.
+    let waiting = queue.clone();
+    context.turns.on_room(Box::new(move |key| {
+        waiting.push((CLUSTERS, key.to_owned()));
+        waiting.push((NODE_GROUPS, key.to_owned()));
+    }));
+    let (turns, open) = (context.turns.clone(), queue.clone());
+    context.store.view.observe(Box::new(move |change| {
+        let count = match change.new.map(AsRef::as_ref) {
+            Some(store::Record::Cluster(cluster)) => under_way(&cluster.control_plane),
+            Some(store::Record::NodeGroup(group)) => under_way(&group.nodes),
+            _ => 0,
+        };
+        turns.record(change.key, count);
+        !open.is_closed()
     }));
 
     let (list, changed) = (Arc::clone(&controllers), queue.clone());

@@ -36,7 +36,7 @@ impl NodeGroupController {
             })
             .collect();
         let nodes = group.nodes.iter().map(|node| (node, node.name.as_str()));
-        let drains = drain::round(&self.context, &cluster.id, nodes, &vms).await;
+        let drains = drain::round(&self.context, cluster, nodes, &vms).await;
         let operation = cluster.operation.as_ref();
         let rolls = operation.is_some_and(|going| going.node_group.as_ref() == Some(&group.id));
         Seen {
@@ -47,6 +47,7 @@ impl NodeGroupController {
             version: cluster.running_version.clone(),
             rolls: rolls && cluster.status != ClusterStatus::Failed,
             taken_names: store::taken_names(&self.context.store.view, &cluster.id),
+            replacements: None,
         }
     }
 
@@ -179,7 +180,9 @@ impl Controller for NodeGroupController {
                 };
                 // Names taken before the record was read must be in view.
                 store.view.wait_for(cluster.read_at).await;
-                let seen = self.observe(&cluster.value, &group.value).await;
+                let mut seen = self.observe(&cluster.value, &group.value).await;
+                let turn = self.context.turns.ask(1);
+                seen.replacements = Some(turn.replacements);
                 let now = store.clock.now();
                 let mut decision = node_group::decide(&group.value, &seen, now, self.context.seed);
                 let acts = std::mem::take(&mut decision.acts);
@@ -191,6 +194,9 @@ impl Controller for NodeGroupController {
                     }
                 }
                 if self.record(&group, &decision).await? {
+                    if decision.deferred {
+                        self.context.turns.wait(key);
+                    }
                     self.tell(&group.value, &decision.notices).await;
                     return Ok(decision.wake);
                 }

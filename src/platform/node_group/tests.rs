@@ -37,6 +37,7 @@ struct World {
 }
 
 struct Simulated {
+    asked_for: Timestamp,
     running: Timestamp,
     gone: Option<Timestamp>,
     /// It does not answer.
@@ -70,7 +71,9 @@ impl World {
                 healthy: !vm.down,
                 reachable: !vm.down,
             },
-            None => VmState::Provisioning,
+            None => VmState::Provisioning {
+                since: vm.asked_for,
+            },
         };
         Seen {
             vms: self
@@ -82,6 +85,7 @@ impl World {
             cluster_is_going: false,
             taken_names: self.taken.clone(),
             version: self.version.clone(),
+            replacements: None,
             rolls: true,
             // Only what runs can be drained.
             drains: self
@@ -112,6 +116,7 @@ impl World {
                     let fails = self.boots_fail > 0;
                     self.boots_fail = self.boots_fail.saturating_sub(1);
                     self.vms.entry(node.id.to_string()).or_insert(Simulated {
+                        asked_for: self.now,
                         running: self.now.saturating_add(BOOT),
                         gone: None,
                         down: false,
@@ -309,6 +314,25 @@ fn a_node_that_dies_is_replaced_once_its_successor_has_joined() {
     assert_eq!(world.names(), ["w-node0", "w-node2"]);
     assert_eq!(world.group().status, NodeGroupStatus::Ready);
     assert_eq!(world.vms.len(), 2);
+}
+
+#[test]
+fn a_node_that_died_waits_for_its_turn() {
+    let mut world = World::new(group("w", 2));
+    world.run(120);
+    world.set_down("w-node0", true);
+    // So that it is seen, and then overdue.
+    world.round();
+    world.now = world.now.saturating_add(replacement::PATIENCE);
+    let mut seen = world.seen();
+    seen.replacements = Some(0);
+    let waiting = decide(world.group(), &seen, world.now, 0);
+    assert!(waiting.deferred);
+    assert!(waiting.next.is_none_or(|next| next.nodes.len() == 2));
+    seen.replacements = Some(1);
+    let begun = decide(world.group(), &seen, world.now, 0);
+    assert!(!begun.deferred);
+    assert_eq!(begun.next.map(|next| next.nodes.len()), Some(3));
 }
 
 #[test]
