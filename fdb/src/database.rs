@@ -8,6 +8,9 @@ use crate::{
 use bytes::Bytes;
 use std::{path::Path, sync::Arc};
 
+/// Keys and values in the order of the keys: see [`Database::pairs`].
+pub type Pairs = Box<dyn Iterator<Item = Result<(Bytes, Bytes), Error>> + Send>;
+
 /// An open store; clones share it. It closes when the last clone and the last transaction are dropped, or by
 /// [`Database::close`].
 #[derive(Debug, Clone)]
@@ -155,17 +158,12 @@ impl Database {
     ///
     /// # Errors
     /// The store is closed, or its disk failed.
-    pub fn pairs(
-        &self,
-        begin: &[u8],
-        end: &[u8],
-    ) -> Result<Option<impl Iterator<Item = Result<(Bytes, Bytes), Error>> + Send + use<>>, Error>
-    {
+    pub fn pairs(&self, begin: &[u8], end: &[u8]) -> Result<Option<Pairs>, Error> {
         match &self.engine {
             Engine::Embedded(engine) => {
                 let view = engine.view()?;
                 let (begin, end) = (Bytes::copy_from_slice(begin), Bytes::copy_from_slice(end));
-                Ok(Some(view.range(&begin, &end)))
+                Ok(Some(Box::new(view.range(&begin, &end))))
             }
             #[cfg(feature = "foundationdb")]
             Engine::FoundationDb(_) => Ok(None),

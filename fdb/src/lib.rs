@@ -79,7 +79,7 @@ mod time;
 mod transaction;
 mod watch;
 
-pub use database::{Database, TransactError};
+pub use database::{Database, Pairs, TransactError};
 pub use embedded::{EmbeddedOptions, WriteHook, WriteStage};
 pub use error::{Error, OpenError};
 pub use faults::Faults;

@@ -1,5 +1,6 @@
 //! Addresses that can be handed out. Which are taken is known by their records alone.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::vm::Datacenter;
@@ -46,24 +47,27 @@ impl Run {
     }
 }
 
+/// The addresses that somebody holds, in the order of their numbers.
+pub type Taken = BTreeSet<Ipv4Addr>;
+
+impl Run {
+    /// Those that nobody holds, the lowest first: goes through what is taken once, and never through more.
+    fn free<'a>(self, taken: &'a Taken) -> impl Iterator<Item = Ipv4Addr> + use<'a> {
+        let mut held = taken.range(self.first..=self.last).copied().peekable();
+        self.addresses()
+            .filter(move |address| held.next_if_eq(address).is_none())
+    }
+}
+
 /// The lowest private address of the site that is not taken.
-pub fn free_private(
-    datacenter: Datacenter,
-    is_taken: impl Fn(Ipv4Addr) -> bool,
-) -> Option<Ipv4Addr> {
-    private(datacenter)
-        .addresses()
-        .find(|address| !is_taken(*address))
+pub fn free_private(datacenter: Datacenter, taken: &Taken) -> Option<Ipv4Addr> {
+    private(datacenter).free(taken).next()
 }
 
 /// The `count` lowest public addresses that are not taken, or `None` if there are fewer.
-pub fn free_public(count: usize, is_taken: impl Fn(Ipv4Addr) -> bool) -> Option<Vec<Ipv4Addr>> {
-    let free: Vec<Ipv4Addr> = PUBLIC
-        .into_iter()
-        .flat_map(Run::addresses)
-        .filter(|address| !is_taken(*address))
-        .take(count)
-        .collect();
+pub fn free_public(count: usize, taken: &Taken) -> Option<Vec<Ipv4Addr>> {
+    let free = PUBLIC.into_iter().flat_map(|run| run.free(taken));
+    let free: Vec<Ipv4Addr> = free.take(count).collect();
     (free.len() == count).then_some(free)
 }
 
@@ -80,16 +84,18 @@ mod tests {
     #[test]
     fn the_lowest_free_addresses_are_handed_out() {
         let check = |taken: &[&str], count, expect: Option<&[&str]>| {
-            let is_taken = |address: Ipv4Addr| taken.contains(&address.to_string().as_str());
-            let free = free_public(count, is_taken)
+            let taken = taken.iter().map(|text| text.parse().expect("an address"));
+            let free = free_public(count, &taken.collect())
                 .map(|free| free.iter().map(ToString::to_string).collect::<Vec<_>>());
             let expect = expect.map(|e| e.iter().map(ToString::to_string).collect::<Vec<_>>());
             assert_eq!(free, expect);
         };
         check(&[], 2, Some(&["192.0.2.1", "192.0.2.2"]));
         check(&["192.0.2.1"], 2, Some(&["192.0.2.2", "192.0.2.3"]));
+        check(&["192.0.2.2"], 2, Some(&["192.0.2.1", "192.0.2.3"]));
+        check(&["10.1.0.10", "203.0.113.1"], 1, Some(&["192.0.2.1"]));
         check(&[], 131_579, None);
-        let all = free_public(508, |_| false).expect("508 are free");
+        let all = free_public(508, &Taken::new()).expect("508 are free");
         assert_eq!(all[254].to_string(), "198.51.100.1");
         assert!(all.iter().all(|address| is_public(*address)));
     }

@@ -45,6 +45,8 @@ struct Inner {
     clock: Clock,
     seed: u64,
     records: Reflector<Record>,
+    /// The addresses of the records, which are ordered by their spelling.
+    taken: Arc<Mutex<address_pool::Taken>>,
     /// Serves allocations of this process one after the other: each sees what the one before took.
     allocating: tokio::sync::Mutex<()>,
     watches: Mutex<Vec<std::sync::Weak<PendingVms>>>,
@@ -70,8 +72,22 @@ impl Cloud {
             cancel.clone(),
         )
         .await?;
+        let taken: Arc<Mutex<address_pool::Taken>> = Arc::default();
+        let held = Arc::clone(&taken);
+        records.observe(Box::new(move |change| {
+            let address = change.key.strip_prefix(record::ADDRESS);
+            if let Some(address) = address.and_then(|address| address.parse().ok()) {
+                let mut held = held.lock();
+                match change.new {
+                    Some(_) => held.insert(address),
+                    None => held.remove(&address),
+                };
+            }
+            true
+        }));
         let cloud = Cloud {
             inner: Arc::new(Inner {
+                taken,
                 client,
                 clock: config.clock.clone(),
                 seed: config.seed,
@@ -143,18 +159,13 @@ impl Cloud {
             };
             let (mut hypervisor, seen) = self.choose_hypervisor(&spec, room)?;
             let (site, site_seen) = self.stored_site(hypervisor.datacenter);
-            let address = self
-                .inner
-                .records
-                .with(|records| {
-                    address_pool::free_private(hypervisor.datacenter, |address| {
-                        records.contains_key(&address_key(address))
-                    })
-                })
-                .ok_or(CloudError::AddressesExhausted {
-                    kind: "private",
-                    count: 1,
-                })?;
+            let address =
+                address_pool::free_private(hypervisor.datacenter, &self.inner.taken.lock()).ok_or(
+                    CloudError::AddressesExhausted {
+                        kind: "private",
+                        count: 1,
+                    },
+                )?;
             hypervisor.placed.insert(spec.id.clone(), room);
             let now = self.inner.clock.now();
             let vm = Vm {
@@ -209,13 +220,8 @@ impl Cloud {
         self.inner
             .records
             .with(|records| {
-                let fleet = super::reflector::under(records, record::HYPERVISOR).filter_map(
-                    |(_, stored)| match stored.record.as_ref() {
-                        Record::Hypervisor(hypervisor) => Some(hypervisor),
-                        _ => None,
-                    },
-                );
                 let site = |datacenter| site_of(records, datacenter).0;
+                let fleet = hypervisors(records);
                 let chosen = fleet::choose(fleet, site, spec.datacenter, room)?.clone();
                 let stored = records.get(&hypervisor_key(&chosen.name))?;
                 Some((chosen, stored.mod_revision))
@@ -225,6 +231,14 @@ impl Cloud {
                 vcpus: spec.vcpus,
                 ram_gb: spec.ram_gb,
             })
+    }
+
+    /// Whether a VM of that size would find a place in the site now.
+    pub fn has_room(&self, datacenter: Datacenter, room: Room) -> bool {
+        self.inner.records.with(|records| {
+            let site = |datacenter| site_of(records, datacenter).0;
+            fleet::choose(hypervisors(records), site, Some(datacenter), room).is_some()
+        })
     }
 
     /// Requests that a VM go away. One that is not there, or going, is left as it is.
@@ -387,27 +401,29 @@ impl Cloud {
     }
 
     fn free_public(&self, count: usize) -> Result<Vec<Ipv4Addr>> {
-        self.inner
-            .records
-            .with(|records| {
-                address_pool::free_public(count, |a| records.contains_key(&address_key(a)))
-            })
-            .ok_or(CloudError::AddressesExhausted {
+        address_pool::free_public(count, &self.inner.taken.lock()).ok_or(
+            CloudError::AddressesExhausted {
                 kind: "public",
                 count,
-            })
+            },
+        )
     }
 
     /// Everything that there is, as of now.
     pub async fn inventory(&self) -> Result<Inventory> {
         self.inner.records.catch_up().await?;
-        Ok(self.inner.records.with(|records| {
+        Ok(self.seen())
+    }
+
+    /// As [`Cloud::inventory`], as far as it is seen here.
+    pub fn seen(&self) -> Inventory {
+        self.inner.records.with(|records| {
             let mut inventory = Inventory::default();
             for (key, stored) in records {
                 inventory.insert(key, &stored.record);
             }
             inventory
-        }))
+        })
     }
 
     /// The state of a datacenter, and the faults that are set for it.
@@ -513,6 +529,14 @@ fn site_of(records: &Records<Record>, datacenter: Datacenter) -> (Site, i64) {
         Some((Record::Site(_, site), revision)) => (*site, revision),
         _ => (Site::default(), 0),
     }
+}
+
+fn hypervisors(records: &Records<Record>) -> impl Iterator<Item = &Hypervisor> {
+    let stored = super::reflector::under(records, record::HYPERVISOR);
+    stored.filter_map(|(_, stored)| match stored.record.as_ref() {
+        Record::Hypervisor(hypervisor) => Some(hypervisor),
+        _ => None,
+    })
 }
 
 fn hypervisor_key(name: &str) -> String {

@@ -21,17 +21,21 @@ use etcd_proto::etcdserverpb::{
 use etcd_proto::mvccpb::event::EventType;
 use etcd_proto::mvccpb::{Event, KeyValue};
 use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::io::DuplexStream;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::transport::Endpoint;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::etcd::client::{Client, ClientError, Keyspaces};
 
-/// Keyspaces in memory, each with a server of its own on 127.0.0.1.
+/// Of each pipe between a client and its server.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Keyspaces in memory, each with a server of its own.
 #[derive(Default)]
 pub(crate) struct MemoryKeyspaces {
     clients: Mutex<BTreeMap<String, Client>>,
@@ -124,10 +128,6 @@ impl Keyspaces for MemoryKeyspaces {
 }
 
 fn serve(frost: &Arc<Frost>) -> Client {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.set_nonblocking(true).expect("a listener");
-    let address = listener.local_addr().expect("an address");
-    let listener = TcpListener::from_std(listener).expect("a runtime");
     let keyspace = Keyspace {
         state: Arc::new(Mutex::new(State {
             revision: 1,
@@ -136,14 +136,20 @@ fn serve(frost: &Arc<Frost>) -> Client {
         revision: Arc::new(watch::Sender::new(1)),
         frost: Arc::clone(frost),
     };
+    let (connect, connections) = mpsc::unbounded_channel::<DuplexStream>();
+    let connections = UnboundedReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
     tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(KvServer::new(keyspace.clone()))
             .add_service(WatchServer::new(keyspace))
-            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))),
+            .serve_with_incoming(connections),
     );
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-    Client::new(endpoint.tcp_nodelay(true).connect_lazy())
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let (ours, theirs) = tokio::io::duplex(BUFFER_BYTES);
+        let connected = connect.send(theirs).map(|()| TokioIo::new(ours));
+        std::future::ready(connected.map_err(std::io::Error::other))
+    });
+    Client::new(Endpoint::from_static("http://memory").connect_with_connector_lazy(connector))
 }
 
 #[derive(Clone)]

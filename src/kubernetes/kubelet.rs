@@ -31,7 +31,7 @@ use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
 use crate::infra::record::Record;
 use crate::infra::work_queue::{WorkQueue, Workers};
-use crate::infra::{Cloud, CloudError, Observed, Requested, Vm};
+use crate::infra::{Cloud, CloudError, Load, Observed, Requested, Vm, VmId};
 use crate::leader::Term;
 
 /// Memory that the kubelet keeps from pods, in KiB (contract clever-api 4.4).
@@ -91,11 +91,13 @@ pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Te
         notices: &[],
         wake: Box::new(move |cluster| woken.push(cluster.to_owned())),
     });
+    let hosts: Arc<Mutex<Hosts>> = Arc::default();
     let kubelets = Arc::new(Kubelets {
         kubernetes,
         cloud: cloud.clone(),
         clock,
         clients: Mutex::new(HashMap::new()),
+        hosts: Arc::clone(&hosts),
     });
     match kubelets.kubernetes.cluster_ids().await {
         Ok(clusters) => clusters.into_iter().for_each(|cluster| queue.push(cluster)),
@@ -108,7 +110,19 @@ pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Te
         if let Some(Record::Vm(vm)) = change.new.or(change.old).map(Arc::as_ref)
             && let Some(guest) = guest_of(vm)
         {
-            changed.push(guest.cluster_id);
+            let mut hosts = hosts.lock();
+            let of = hosts.entry(guest.cluster_id.clone()).or_default();
+            match change.new {
+                Some(_) => of.insert(vm.spec.id.clone()),
+                None => of.remove(&vm.spec.id),
+            };
+            if of.is_empty() {
+                hosts.remove(&guest.cluster_id);
+            }
+            drop(hosts);
+            if !is_alike(change.old.map(Arc::as_ref), change.new.map(Arc::as_ref)) {
+                changed.push(guest.cluster_id);
+            }
         }
         !changed.is_closed()
     }));
@@ -116,6 +130,22 @@ pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Te
         let kubelets = Arc::clone(&kubelets);
         async move { kubelets.reconcile(&cluster).await }
     })
+}
+
+/// Whether a VM is to its cluster after a change what it was before: one that boots is not there yet, and what
+/// it uses and what is paid for it is not seen inside.
+fn is_alike(old: Option<&Record>, new: Option<&Record>) -> bool {
+    let seen = |record: Option<&Record>| match record {
+        Some(Record::Vm(vm)) if vm.is_running() && vm.requested == Requested::Running => Some(Vm {
+            load: Load::default(),
+            guest_load: Load::default(),
+            user_load: None,
+            metered_since: None,
+            ..Vm::clone(vm)
+        }),
+        _ => None,
+    };
+    seen(old) == seen(new)
 }
 
 fn guest_of(vm: &Vm) -> Option<KubeletGuest> {
@@ -133,12 +163,16 @@ fn guest_of(vm: &Vm) -> Option<KubeletGuest> {
     }
 }
 
+/// The VMs of each cluster that are nodes of it: of ten thousand VMs, a look at a cluster reads its own.
+type Hosts = BTreeMap<String, BTreeSet<VmId>>;
+
 struct Kubelets {
     kubernetes: Kubernetes,
     cloud: Cloud,
     clock: Clock,
     /// One per cluster; its certificate lasts a year.
     clients: Mutex<HashMap<String, kube::Client>>,
+    hosts: Arc<Mutex<Hosts>>,
 }
 
 impl Kubelets {
@@ -176,7 +210,8 @@ impl Kubelets {
             Err(error) => return Err(error.into()),
         };
         let mut wanted: BTreeMap<String, (Arc<Vm>, KubeletGuest)> = BTreeMap::new();
-        for vm in self.cloud.list_vms() {
+        let own = self.hosts.lock().get(cluster).cloned().unwrap_or_default();
+        for vm in own.iter().filter_map(|id| self.cloud.get_vm(id)) {
             if !vm.is_running() || vm.requested == Requested::Deleted {
                 continue;
             }

@@ -235,6 +235,20 @@ impl Kubernetes {
             .await
     }
 
+    /// Lets the serving certificate, which is that of every cluster's API, expire; or makes it anew. So does
+    /// the next rotation of a cluster's certificates.
+    pub fn expire_certificates(&self, expired: bool) -> Result<()> {
+        let authority = &self.inner.serving_authority;
+        match expired {
+            true => self.inner.serving.expire(authority),
+            false => self.inner.serving.renew(authority),
+        }
+    }
+
+    pub fn certificates_are_expired(&self) -> bool {
+        self.inner.serving.is_expired()
+    }
+
     /// Says whether the cluster has persistent storage.
     pub async fn set_storage(&self, id: &str, enabled: bool) -> Result<()> {
         self.change(id, |record| record.storage = enabled).await

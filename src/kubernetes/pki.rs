@@ -83,8 +83,8 @@ pub fn issue_client(authority: &Pair, user: &str, group: &str) -> Result<Pair, P
     issue(authority, params)
 }
 
-/// A serving certificate for host names and addresses.
-pub fn issue_server(authority: &Pair, hosts: &[String]) -> Result<Pair, PkiError> {
+/// A serving certificate for host names and addresses; one that has `expired` did a minute ago.
+pub fn issue_server(authority: &Pair, hosts: &[String], expired: bool) -> Result<Pair, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = distinguished_name("kube-apiserver", None);
     for host in hosts {
@@ -96,6 +96,10 @@ pub fn issue_server(authority: &Pair, hosts: &[String]) -> Result<Pair, PkiError
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     valid_for(&mut params, CERTIFICATE_LIFE);
+    if expired {
+        params.not_before -= CERTIFICATE_LIFE;
+        params.not_after -= CERTIFICATE_LIFE + Duration::minutes(1);
+    }
     issue(authority, params)
 }
 
@@ -189,7 +193,8 @@ mod tests {
         assert_eq!(verify_client(&ours.certificate, &chain).ok(), Some(admin));
         assert!(verify_client(&theirs.certificate, &chain).is_err());
         assert!(verify_client(&ours.certificate, &[]).is_err());
-        let server = issue_server(&ours, &[String::from("127.0.0.1")]).expect("a certificate");
+        let server =
+            issue_server(&ours, &[String::from("127.0.0.1")], false).expect("a certificate");
         let (certificate, _) = to_rustls(&server).expect("PEM");
         assert!(verify_client(&ours.certificate, &[certificate]).is_err());
     }

@@ -39,23 +39,38 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// what they were made with.
 pub(super) struct Serving {
     hosts: Vec<String>,
-    certified: Mutex<Arc<CertifiedKey>>,
+    /// And whether it has expired.
+    certified: Mutex<(Arc<CertifiedKey>, bool)>,
 }
 
 impl Serving {
     pub(super) fn issue(authority: &Pair, hosts: Vec<String>) -> Result<Serving, KubernetesError> {
-        let certified = Mutex::new(certify(authority, &hosts)?);
+        let certified = Mutex::new((certify(authority, &hosts, false)?, false));
         Ok(Serving { hosts, certified })
     }
 
     pub(super) fn renew(&self, authority: &Pair) -> Result<(), KubernetesError> {
-        *self.certified.lock() = certify(authority, &self.hosts)?;
+        *self.certified.lock() = (certify(authority, &self.hosts, false)?, false);
         Ok(())
+    }
+
+    /// From now on connections are made with a certificate that has expired, until it is renewed.
+    pub(super) fn expire(&self, authority: &Pair) -> Result<(), KubernetesError> {
+        *self.certified.lock() = (certify(authority, &self.hosts, true)?, true);
+        Ok(())
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        self.certified.lock().1
     }
 }
 
-fn certify(authority: &Pair, hosts: &[String]) -> Result<Arc<CertifiedKey>, KubernetesError> {
-    let (certificate, key) = pki::to_rustls(&pki::issue_server(authority, hosts)?)?;
+fn certify(
+    authority: &Pair,
+    hosts: &[String],
+    expired: bool,
+) -> Result<Arc<CertifiedKey>, KubernetesError> {
+    let (certificate, key) = pki::to_rustls(&pki::issue_server(authority, hosts, expired)?)?;
     let provider = rustls::crypto::ring::default_provider();
     let certified = CertifiedKey::from_der(vec![certificate], key, &provider)?;
     Ok(Arc::new(certified))
@@ -69,7 +84,7 @@ impl std::fmt::Debug for Serving {
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.certified.lock()))
+        Some(Arc::clone(&self.certified.lock().0))
     }
 }
 

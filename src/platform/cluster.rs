@@ -23,8 +23,9 @@ use crate::kubernetes::{ControlPlane, Drain};
 
 use super::control_plane::{self, Upkeep};
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
-use super::model::{Cluster, ClusterStatus, ControlPlaneVm, LoadBalancer, NodeGroupId};
+use super::model::{Cluster, ClusterStatus, ControlPlaneVm, Flavor, LoadBalancer, NodeGroupId};
 use super::vm_state::VmState;
+use crate::infra::Datacenter;
 
 /// What is going on with a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +129,8 @@ pub struct Seen {
     pub replacements: Option<usize>,
     /// How many load balancers of services have a record.
     pub belongings: usize,
+    /// Sites with room for a VM of each flavor of which one would be better off elsewhere.
+    pub open: BTreeMap<Flavor, BTreeSet<Datacenter>>,
 }
 
 impl Seen {
@@ -291,6 +294,10 @@ fn keep_control_plane(
         rolls: deploys && next.status != ClusterStatus::Failed,
         replacements: seen.replacements,
         version: &version,
+        open: match next.status {
+            ClusterStatus::Active => &seen.open,
+            _ => &BTreeMap::new(),
+        },
     };
     let upkeep = control_plane::keep(next, &view);
     decision.deferred = upkeep.deferred;

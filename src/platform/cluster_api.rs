@@ -57,6 +57,11 @@ pub trait ClusterApi: Send + Sync {
         message: &'a str,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
 
+    /// Lets the certificate that the APIs serve with expire, or makes it anew.
+    fn expire_certificates(&self, expired: bool) -> Result<(), ClusterApiError>;
+
+    fn certificates_are_expired(&self) -> bool;
+
     /// Makes the control plane's certificates anew; nobody's connection or kubeconfig suffers.
     fn rotate_certificates<'a>(&'a self, id: &'a str)
     -> BoxFuture<'a, Result<(), ClusterApiError>>;
@@ -142,6 +147,14 @@ impl ClusterApi for Kubernetes {
         Box::pin(async move {
             Ok(Kubernetes::record_event(self, id, &about, kind, reason, message).await?)
         })
+    }
+
+    fn expire_certificates(&self, expired: bool) -> Result<(), ClusterApiError> {
+        Ok(Kubernetes::expire_certificates(self, expired)?)
+    }
+
+    fn certificates_are_expired(&self) -> bool {
+        Kubernetes::certificates_are_expired(self)
     }
 
     fn rotate_certificates<'a>(

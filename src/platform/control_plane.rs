@@ -136,6 +136,27 @@ pub struct View<'a> {
     /// How many replacements may begin; as many as need be, if `None`.
     pub replacements: Option<usize>,
     pub version: &'a str,
+    /// Sites with room for a VM of a flavor, if somebody may move there now.
+    pub open: &'a BTreeMap<Flavor, BTreeSet<Datacenter>>,
+}
+
+/// Flavors of VMs that would be better off at another site, if there is room: after the loss of one, healing
+/// leaves two replicas in another.
+pub fn misplaced(cluster: &Cluster) -> BTreeSet<Flavor> {
+    let rule = placement::Rule::of_control_plane(cluster.topology.kind());
+    let all = BTreeSet::from(Datacenter::ALL);
+    let is_misplaced = |role: &Role| {
+        let own = cluster.control_plane.iter();
+        let staying = own.filter(|vm| vm.components == role.components && vm.counts());
+        let sites: Vec<Datacenter> = staying.map(|vm| vm.datacenter).collect();
+        (0..sites.len()).any(|index| {
+            let mut others = sites.clone();
+            let own = others.remove(index);
+            placement::better(rule, own, &others, &all).is_some()
+        })
+    };
+    let roles = roles(&cluster.topology).into_iter();
+    roles.filter(is_misplaced).map(|role| role.flavor).collect()
 }
 
 /// What happened to one VM, for people.
@@ -241,17 +262,27 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
         let outdated = |vm: &ControlPlaneVm| {
             view.rolls && (vm.version != view.version || vm.generation != next.generation)
         };
-        let due = replacement::to_replace(&own, &pool.tries, &sight, outdated);
+        let room = view.open.get(&role.flavor);
+        let moves_to = |index: usize| {
+            let (site, others) = (own[index].datacenter, sites(&own, Some(index)));
+            placement::better(rule, site, &others, room?)
+        };
+        let misplaced = |index| moves_to(index).is_some();
+        let due = replacement::to_replace(&own, &pool.tries, &sight, outdated, misplaced);
         upkeep.deferred |= due.is_some() && left == 0;
         if let Some((index, reason)) = due.filter(|_| left > 0) {
             left -= 1;
             let old = &own[index];
             let (old_id, old_name) = (old.id.clone(), old.name.clone());
-            let site = placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open);
+            let site = match reason {
+                Reason::Misplaced => moves_to(index),
+                _ => placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open),
+            };
             let name = add(&mut own, &mut pool, site, Some(old_id));
             let why = match reason {
                 Reason::Unhealthy => "does not answer",
                 Reason::Outdated => "is to be renewed",
+                Reason::Misplaced => "is to stand apart from the others, or beside them",
             };
             let text = format!("{old_name} {why}: {name} is to take its place");
             upkeep.news.push(News {

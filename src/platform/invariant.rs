@@ -116,7 +116,8 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
             vcpus: u64::MAX,
             ram_gb: u64::MAX,
         };
-        // On the way from one size to another, what is held may be for the larger one.
+        // On the way from one size to another, what is held may be for the larger one. At rest it is for what
+        // is asked for: the overlap of a healing takes nothing.
         let (least, most) = match group.status {
             NodeGroupStatus::Ready => (most, most),
             _ => (least, unbounded),

@@ -54,9 +54,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::etcd::client::SharedKeyspaces;
-use crate::infra::Cloud;
 use crate::infra::reflector::{Observer, Reflector};
 use crate::infra::work_queue::Workers;
+use crate::infra::{self, Cloud};
 use crate::leader::Term;
 
 use controller::Context;
@@ -106,7 +106,7 @@ type Result<T> = std::result::Result<T, PlatformError>;
 /// `None` on a fresh store.
 pub async fn last_instant(keyspaces: &SharedKeyspaces) -> Result<Option<Timestamp>> {
     let own = store::last_instant(&keyspaces.client(KEYSPACE)).await?;
-    let below = crate::infra::last_instant(keyspaces).await?;
+    let below = infra::last_instant(keyspaces).await?;
     Ok(own.max(below))
 }
 
@@ -231,9 +231,25 @@ impl Platform {
         // The cloud first: a VM that is seen there has had its record before.
         let inventory = self.inner.context.cloud.inventory().await?;
         self.store().view.catch_up().await?;
-        let records = self.store().view.list("/cke/");
-        let records = records.iter().map(|(_, stored)| stored.record.as_ref());
-        Ok(Snapshot::new(records, inventory))
+        Ok(self.seen(inventory))
+    }
+
+    /// What is seen here beside `inventory`.
+    fn seen(&self, inventory: infra::Inventory) -> Snapshot {
+        self.store().view.with(|records| {
+            let records = records.values().map(|stored| stored.record.as_ref());
+            Snapshot::new(records, inventory)
+        })
+    }
+
+    /// Lets the certificate that the clusters' APIs serve with expire, or makes it anew.
+    pub fn expire_certificates(&self, expired: bool) -> Result<()> {
+        let kubernetes = &self.inner.context.kubernetes;
+        Ok(kubernetes.expire_certificates(expired)?)
+    }
+
+    pub fn certificates_are_expired(&self) -> bool {
+        self.inner.context.kubernetes.certificates_are_expired()
     }
 
     /// Keeps the clock's reading for a restart. Whoever advances a manual clock does it afterwards.

@@ -188,9 +188,9 @@ fn sight(seen: &Seen, now: Timestamp) -> Sight<'_> {
 fn keep(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64, decision: &mut Decision) {
     let sight = sight(seen, now);
     walk(next, &sight, decision);
-    size(next, seen, &sight, seed, decision);
+    size(next, seen, &sight, seed);
     let outdated = |node: &Node| seen.rolls && node.version != seen.version;
-    let due = replacement::to_replace(&next.nodes, &next.tries, &sight, outdated);
+    let due = replacement::to_replace(&next.nodes, &next.tries, &sight, outdated, |_| false);
     decision.deferred = due.is_some() && seen.replacements == Some(0);
     if let Some((index, reason)) = due.filter(|_| !decision.deferred) {
         let old = &next.nodes[index];
@@ -199,18 +199,22 @@ fn keep(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64, decision: 
         let new = new_node(next, seen, now, seed, site, &others, Some(id));
         let why = match reason {
             Reason::Unhealthy => "does not answer",
-            Reason::Outdated => "is to be renewed",
+            Reason::Outdated | Reason::Misplaced => "is to be renewed",
         };
         let message = format!("{name} {why}: {new} is to take its place");
         let reason = match reason {
             Reason::Unhealthy => "NodeUnhealthy",
-            Reason::Outdated => "NodeOutdated",
+            Reason::Outdated | Reason::Misplaced => "NodeOutdated",
         };
         tell(next, now, EventStatus::Started, reason, message, decision);
     }
     let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
     if target > 0 && replacement::is_at_rest(&next.nodes, target, &sight) {
         next.tries = Tries::default();
+    }
+    // Whatever waits for the end of the pause: each round says anew when the next is due.
+    if let Some(at) = next.tries.not_before.filter(|at| *at > now) {
+        decision.wake_by(at);
     }
     follow(next, &sight);
 }
@@ -332,16 +336,13 @@ fn new_node(
 }
 
 /// Adds nodes, or drains those with the highest numbers, up to the target.
-fn size(next: &mut NodeGroup, seen: &Seen, sight: &Sight<'_>, seed: u64, decision: &mut Decision) {
+fn size(next: &mut NodeGroup, seen: &Seen, sight: &Sight<'_>, seed: u64) {
     let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
     let staying = next.nodes.iter().filter(|node| node.counts()).count();
     if staying > target {
         drain(next, target, sight);
     }
-    if staying < target
-        && let Some(at) = next.tries.not_before.filter(|at| *at > sight.now)
-    {
-        decision.wake_by(at);
+    if staying < target && !next.tries.may_try(sight.now) {
         return;
     }
     for _ in staying..target.min(staying.saturating_add(MAX_ADDED)) {
@@ -392,7 +393,9 @@ fn follow(next: &mut NodeGroup, sight: &Sight<'_>) {
         let state = sight.vm(node.id.as_str());
         node.status = match state {
             _ if node.is_leaving() => NodeStatus::Draining,
-            VmState::Absent | VmState::Provisioning | VmState::Deleting => NodeStatus::Deploying,
+            VmState::Absent | VmState::Provisioning { .. } | VmState::Deleting => {
+                NodeStatus::Deploying
+            }
             VmState::Failed | VmState::Running { healthy: false, .. } => NodeStatus::Failed,
             VmState::Running { .. } if node.life.served => NodeStatus::Ready,
             VmState::Running { .. } => NodeStatus::Deployed,

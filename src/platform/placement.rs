@@ -74,6 +74,22 @@ pub fn choose(
     })
 }
 
+/// Where a replica at `own` whose companions are at `others` would be better off, among the `open` sites.
+pub fn better(
+    rule: Rule,
+    own: Datacenter,
+    others: &[Datacenter],
+    open: &BTreeSet<Datacenter>,
+) -> Option<Datacenter> {
+    let companions = |site: Datacenter| others.iter().filter(|other| **other == site).count();
+    let best = choose(rule, own, others, open)?;
+    let improves = match rule {
+        Rule::Spread => companions(best) < companions(own),
+        Rule::Together => companions(best) > companions(own),
+    };
+    improves.then_some(best)
+}
+
 fn start(id: &str) -> usize {
     usize::from(Sha256::digest(id)[0])
 }
@@ -111,6 +127,54 @@ mod tests {
         let sites: BTreeSet<Datacenter> = (0..3).map(|n| of_node(&group, n)).collect();
         assert_eq!(sites.len(), 3);
         assert_eq!(of_node(&group, 0), of_node(&group, 3));
+    }
+
+    #[test]
+    fn a_replica_moves_only_to_where_it_is_better_off() {
+        use Datacenter::{Par1, Par2, Par3};
+        let check = |rule, own, others: &[Datacenter], open: &[Datacenter], expect| {
+            let open = open.iter().copied().collect();
+            assert_eq!(better(rule, own, others, &open), expect, "{own} {others:?}");
+        };
+        let all = &[Par1, Par2, Par3];
+        check(Rule::Spread, Par1, &[Par1, Par3], all, Some(Par2));
+        check(Rule::Spread, Par1, &[Par1, Par3], &[Par1, Par3], None);
+        check(Rule::Spread, Par1, &[Par1, Par1], &[Par1, Par3], Some(Par3));
+        check(Rule::Spread, Par1, &[Par1, Par2, Par3], all, None);
+        check(Rule::Spread, Par1, &[Par2, Par2, Par3], all, None);
+        check(Rule::Spread, Par1, &[], all, None);
+        check(Rule::Together, Par1, &[Par2, Par2], all, Some(Par2));
+        check(Rule::Together, Par1, &[Par1, Par2, Par2], all, Some(Par2));
+        check(Rule::Together, Par1, &[Par2, Par2], &[Par1, Par3], None);
+        check(Rule::Together, Par1, &[], all, None);
+    }
+
+    proptest! {
+        /// Moving on until nobody would be better off ends, and ends as the rule asks.
+        #[test]
+        fn moves_come_to_an_end_and_the_rule_then_holds(
+            places in proptest::collection::vec(0usize..3, 1..=5),
+            together in proptest::bool::ANY,
+        ) {
+            let rule = if together { Rule::Together } else { Rule::Spread };
+            let open = BTreeSet::from(Datacenter::ALL);
+            let mut sites: Vec<Datacenter> = places.into_iter().map(site).collect();
+            let mut moves = 0;
+            let move_of = |sites: &[Datacenter]| {
+                (0..sites.len()).find_map(|index| {
+                    let mut others = sites.to_vec();
+                    let own = others.remove(index);
+                    better(rule, own, &others, &open).map(|to| (index, to))
+                })
+            };
+            while let Some((index, to)) = move_of(&sites) {
+                sites[index] = to;
+                moves += 1;
+                prop_assert!(moves <= sites.len());
+            }
+            let used: BTreeSet<_> = sites.iter().collect();
+            prop_assert_eq!(used.len(), if together { 1 } else { sites.len().min(3) });
+        }
     }
 
     #[test]

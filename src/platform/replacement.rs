@@ -1,8 +1,8 @@
 //! How the VMs of a pool come, are replaced one at a time, and go.
 //!
 //! A pool is the workers of a node group, or the VMs of one role of a control plane: replicas that are
-//! alike, of which so many are asked for. One mechanism heals it and rolls it: a replica that failed, or
-//! that is of another version than it should be, gets a successor; once the successor serves, the old one
+//! alike, of which so many are asked for. One mechanism heals it and rolls it: a replica that failed,
+//! that is of another version than it should be, or that would be better off at another site, gets a successor; once the successor serves, the old one
 //! is drained, deleted, and struck from the record when its VM is gone. So nothing is ever missing that
 //! was not missing before, with one replica as with many.
 //!
@@ -21,6 +21,7 @@
 //!   the old one goes, so that a flapping VM cannot make two of itself;
 //! - one that never served is not worth a successor: it goes at once, and another takes its place after
 //!   a pause that grows with every failure in a row;
+//! - one that does not come to run in [`BOOT_LIMIT`] has failed, wherever it is;
 //! - a successor that fails is one that never served; its predecessor then waits for the next;
 //! - failures come before planned changes, and a planned change waits until every replica is healthy;
 //! - a replica that cannot be reached is not waited for when it is drained;
@@ -40,6 +41,9 @@ use super::vm_state::VmState;
 
 /// How long a VM that served may be unhealthy, after the probes said so, before it is replaced.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a VM may take to run: its site may have lost its power meanwhile, and never come back. The slowest boot
+/// takes three minutes, and nine in a degraded site.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How long pods may hold up the drain of a node; then they are deleted.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// Between two rounds of evictions.
@@ -282,7 +286,16 @@ fn serve<R: Replica>(
             Some(at) if at > now => walk.wake_by(at),
             _ => walk.create.push(id),
         },
-        VmState::Provisioning | VmState::Deleting => {}
+        VmState::Deleting => {}
+        // It served once, so it ran: it cannot be on its way to that again.
+        VmState::Provisioning { since } => {
+            let until = since.saturating_add(BOOT_LIMIT);
+            if now < until {
+                walk.wake_by(until);
+            } else {
+                given_up = !life.served;
+            }
+        }
         VmState::Failed => {
             given_up = !life.served;
             life.unhealthy_since.get_or_insert(now);
@@ -366,14 +379,18 @@ pub enum Reason {
     Unhealthy,
     /// It is of another version or generation than it should be.
     Outdated,
+    /// It would be better off at another site, where there is room.
+    Misplaced,
 }
 
-/// Who gets a successor now, if anybody: one at a time, failures first.
+/// Who gets a successor now, if anybody: one at a time, failures first. `misplaced` is asked of a place in the
+/// pool.
 pub fn to_replace<R: Replica>(
     pool: &[R],
     tries: &Tries,
     sight: &Sight<'_>,
     outdated: impl Fn(&R) -> bool,
+    misplaced: impl Fn(usize) -> bool,
 ) -> Option<(usize, Reason)> {
     if !tries.may_try(sight.now) || pool.iter().any(is_changing) {
         return None;
@@ -396,7 +413,11 @@ pub fn to_replace<R: Replica>(
         return None;
     }
     let old = counted().find(|(_, replica)| outdated(replica));
-    old.map(|(index, _)| (index, Reason::Outdated))
+    if let Some((index, _)) = old {
+        return Some((index, Reason::Outdated));
+    }
+    let far = counted().find(|(index, _)| misplaced(*index));
+    far.map(|(index, _)| (index, Reason::Misplaced))
 }
 
 /// Whether nothing of the pool changes: as many as are asked for serve, and nobody else is there but

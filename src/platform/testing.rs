@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -49,6 +50,8 @@ pub(super) struct KnownCluster {
 #[derive(Default)]
 pub(super) struct FakeKubernetes {
     pub clusters: Mutex<BTreeMap<String, KnownCluster>>,
+    /// Disruption budgets let no pod go: a drain ends when it is forced.
+    pub budgets: AtomicBool,
 }
 
 impl FakeKubernetes {
@@ -98,8 +101,18 @@ impl ClusterApi for FakeKubernetes {
         force: bool,
     ) -> BoxFuture<'a, Result<Drain, ClusterApiError>> {
         Box::pin(async move {
+            let serves = |cluster: &KnownCluster| cluster.control_plane.serves();
+            if !force && !self.clusters.lock().get(id).is_some_and(serves) {
+                return Err(ClusterApiError(format!("nobody answers for {id}")));
+            }
             self.change(id, |cluster| cluster.drains.push((node.to_owned(), force)))?;
-            Ok(Drain::Drained)
+            Ok(match self.budgets.load(Ordering::Relaxed) && !force {
+                true => Drain::Remaining {
+                    pods: 1,
+                    blocked_by_budget: 1,
+                },
+                false => Drain::Drained,
+            })
         })
     }
 
@@ -123,6 +136,14 @@ impl ClusterApi for FakeKubernetes {
     ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
         let event = (reason.to_owned(), message.to_owned());
         Box::pin(async move { self.change(id, |cluster| cluster.events.push(event)) })
+    }
+
+    fn expire_certificates(&self, _expired: bool) -> Result<(), ClusterApiError> {
+        Ok(())
+    }
+
+    fn certificates_are_expired(&self) -> bool {
+        false
     }
 
     fn rotate_certificates<'a>(
@@ -168,6 +189,27 @@ impl ClusterApi for FakeKubernetes {
     }
 }
 
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub scale: TimeScale,
+    pub origin: Timestamp,
+    pub seed: u64,
+    /// Hypervisors in each site, and vCPU and GB of each; `None`: as many as the product has.
+    pub fleet: Option<(u32, u32, u32)>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            scale: TimeScale::Manual,
+            origin: ORIGIN,
+            seed: 0,
+            fleet: None,
+        }
+    }
+}
+
 /// A platform, its cloud and its clock; the store and the Kubernetes layer outlive it.
 pub(super) struct World {
     pub keyspaces: SharedKeyspaces,
@@ -177,6 +219,7 @@ pub(super) struct World {
     pub platform: Platform,
     controllers: Workers,
     machinery: Workers,
+    settings: Settings,
 }
 
 impl World {
@@ -191,22 +234,34 @@ impl World {
     /// On a manual clock that reads `origin`.
     pub async fn from(origin: Timestamp) -> World {
         let keyspaces: SharedKeyspaces = Arc::new(MemoryKeyspaces::default());
-        World::start(keyspaces, Arc::default(), TimeScale::Manual, origin).await
+        let settings = Settings {
+            origin,
+            ..Settings::default()
+        };
+        World::start(keyspaces, Arc::default(), settings).await
     }
 
     pub async fn on(keyspaces: SharedKeyspaces, scale: TimeScale) -> World {
-        World::start(keyspaces, Arc::default(), scale, ORIGIN).await
+        let settings = Settings {
+            scale,
+            ..Settings::default()
+        };
+        World::start(keyspaces, Arc::default(), settings).await
     }
 
-    async fn start(
+    pub async fn start(
         keyspaces: SharedKeyspaces,
         kubernetes: Arc<FakeKubernetes>,
-        scale: TimeScale,
-        origin: Timestamp,
+        settings: Settings,
     ) -> World {
-        let clock = Clock::new(scale, origin);
-        let seed = 0;
-        let config = CloudConfig::new(keyspaces.clone(), clock.clone(), seed);
+        let clock = Clock::new(settings.scale, settings.origin);
+        let seed = settings.seed;
+        let mut config = CloudConfig::new(keyspaces.clone(), clock.clone(), seed);
+        if let Some((hypervisors, vcpus, ram_gb)) = settings.fleet {
+            config.hypervisors_per_datacenter = hypervisors;
+            config.hypervisor_vcpus = vcpus;
+            config.hypervisor_ram_gb = ram_gb;
+        }
         let cloud = Cloud::start(config).await.expect("the cloud starts");
         let platform = Platform::start(PlatformConfig {
             keyspaces: keyspaces.clone(),
@@ -227,6 +282,7 @@ impl World {
             clock,
             cloud,
             platform,
+            settings,
         }
     }
 
@@ -240,6 +296,7 @@ impl World {
             keyspaces: self.keyspaces,
             kubernetes: self.kubernetes,
             clock: self.clock,
+            settings: self.settings,
         }
     }
 
@@ -303,6 +360,7 @@ pub(super) struct Dead {
     keyspaces: SharedKeyspaces,
     kubernetes: Arc<FakeKubernetes>,
     clock: Clock,
+    settings: Settings,
 }
 
 impl Dead {
@@ -312,13 +370,19 @@ impl Dead {
             keyspaces,
             kubernetes,
             clock,
+            settings,
         } = self;
         let origin = super::last_instant(&keyspaces)
             .await
             .expect("the store can be read")
             .expect("the clock was kept");
         assert!(origin <= clock.now(), "the clock was never there");
-        World::start(keyspaces, kubernetes, clock.scale(), origin).await
+        let settings = Settings {
+            scale: clock.scale(),
+            origin,
+            ..settings
+        };
+        World::start(keyspaces, kubernetes, settings).await
     }
 }
 

@@ -766,3 +766,6 @@ async fn a_group_under_load_grows_until_the_quota_and_says_so() {
     assert_eq!((told("ScalingUp"), told("QuotaExceeded")), (1, 1));
     world.check_invariants().await;
 }
+
+mod bad_days;
+mod month;

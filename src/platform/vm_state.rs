@@ -6,7 +6,10 @@ use crate::infra::{Observed, Vm};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmState {
     Absent,
-    Provisioning,
+    Provisioning {
+        /// When it was asked for.
+        since: Timestamp,
+    },
     Running {
         since: Timestamp,
         /// What the health probes say: they take a while to change their mind.
@@ -22,7 +25,9 @@ pub enum VmState {
 impl VmState {
     pub fn of(vm: &Vm) -> VmState {
         match vm.observed {
-            Observed::Provisioning => VmState::Provisioning,
+            Observed::Provisioning => VmState::Provisioning {
+                since: vm.created_at,
+            },
             Observed::Running { since } => VmState::Running {
                 since,
                 healthy: vm.is_healthy(),

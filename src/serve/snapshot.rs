@@ -96,16 +96,14 @@ impl<R: Read> Read for Summed<R> {
 
 /// The content of a store at one instant, which may be written out later.
 pub struct Content {
-    pairs: Box<dyn Iterator<Item = Result<(Bytes, Bytes), fdb::Error>> + Send>,
+    pairs: fdb::Pairs,
 }
 
 impl Content {
     /// As of now. `None` of a store that other processes write to as well.
     pub fn of(database: &Database) -> Result<Option<Content>, WorldError> {
         let pairs = database.pairs(FIRST, b"\xfe")?;
-        Ok(pairs.map(|pairs| Content {
-            pairs: Box::new(pairs),
-        }))
+        Ok(pairs.map(|pairs| Content { pairs }))
     }
 
     /// Writes a snapshot. Blocks: call it on a thread of its own.

@@ -160,6 +160,11 @@ enum SimCommand {
         #[command(subcommand)]
         change: Option<FaultCommand>,
     },
+    /// Say whether the certificate of the clusters' APIs has expired; let it, or make it anew
+    Certificates {
+        #[arg(value_name = "expire|renew", value_parser = ["expire", "renew"])]
+        change: Option<String>,
+    },
     /// Say which world this is; or change it
     World {
         #[command(subcommand)]
@@ -399,6 +404,13 @@ impl SimOptions {
                         "latencyClock": if real { "real" } else { "simulated" },
                     });
                     send(Method::POST, "/_sim/faults/api", Some(body)).await
+                }
+            },
+            SimCommand::Certificates { change } => match change.as_deref() {
+                None => send(Method::GET, "/_sim/certificates", None).await,
+                Some(change) => {
+                    let body = json!({"expired": change == "expire"});
+                    send(Method::PUT, "/_sim/certificates", Some(body)).await
                 }
             },
             SimCommand::World { change } => match change {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cke, FAST, MANUAL};
 use crate::http;
+use crate::kubectl::Kubectl;
 
 fn post(cke: &Cke, path: &str, body: &Value) -> http::Response {
     cke.request("POST", path, Some(&body.to_string()))
@@ -222,6 +223,7 @@ fn the_document_of_the_control_api_is_served() {
         "/_sim/clock/advance",
         "/_sim/events",
         "/_sim/faults/api",
+        "/_sim/certificates",
         "/_sim/versions",
         "/_sim/world",
         "/_sim/world/reset",
@@ -365,5 +367,27 @@ fn datacenters_are_lost_filled_and_slowed_down() {
     assert_eq!(faults["datacenters"], json!([slow]));
     let cleared = cke.request("DELETE", "/_sim/faults", None).ok();
     assert_eq!(cleared, json!({"api": [], "datacenters": [], "vms": []}));
+    cke.finish();
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_refused_until_it_is_made_anew() {
+    let cke = Cke::start(FAST);
+    let id = cke.create_active("a");
+    let path = format!("/clusters/{id}/kubeconfig.yaml");
+    let kubectl = Kubectl::new(&cke.kubernetes("GET", &path, None).body);
+    kubectl.ok(&["get", "namespaces"]);
+    let change = |expired: bool| {
+        let body = json!({"expired": expired}).to_string();
+        cke.request("PUT", "/_sim/certificates", Some(&body)).ok()
+    };
+    assert_eq!(change(true), json!({"expired": true}));
+    let said = kubectl.run(&["get", "namespaces"]).failed();
+    assert!(said.contains("certificate has expired"), "{said}");
+    assert_eq!(change(false), json!({"expired": false}));
+    kubectl.ok(&["get", "namespaces"]);
+    change(true);
+    cke.request("DELETE", "/_sim/faults", None).ok();
+    kubectl.ok(&["get", "namespaces"]);
     cke.finish();
 }

@@ -502,6 +502,9 @@ async fn list_faults(State(clever): State<Clever>) -> Json<Faults> {
 async fn clear_faults(State(clever): State<Clever>) -> Result<Json<Faults>, ApiError> {
     let cloud = cloud(&clever);
     clever.simulation.inner.injections.clear();
+    if clever.platform.certificates_are_expired() {
+        clever.platform.expire_certificates(false)?;
+    }
     for datacenter in Datacenter::ALL {
         cloud
             .set_datacenter(datacenter, DatacenterState::Up)

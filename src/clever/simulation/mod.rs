@@ -5,6 +5,7 @@
 //!
 //! Alone in this layer it knows the cloud below the platform, for what it does there no customer can.
 
+mod certificates;
 mod clock;
 mod cloud;
 mod credit;
@@ -124,6 +125,7 @@ fn api() -> Api {
     let api = events::operations(api);
     let api = injection::operations(api);
     let api = versions::operations(api);
+    let api = certificates::operations(api);
     let api = world::operations(api);
     let api = quota::operations(api);
     let api = price::operations(api);

@@ -103,6 +103,12 @@ impl Servers {
 
     /// A watch of everything from `start_revision` on, once it is created.
     async fn watch(&self, at: usize, start_revision: i64) -> Watched {
+        let mut watched = self.ask_to_watch(at, start_revision).await;
+        assert!(watched.next().await.created);
+        watched
+    }
+
+    async fn ask_to_watch(&self, at: usize, start_revision: i64) -> Watched {
         let create = WatchCreateRequest {
             key: bytes("\0"),
             range_end: bytes("\0"),
@@ -117,12 +123,10 @@ impl Servers {
         requests.send(request).await.expect("room");
         let mut client = WatchClient::new(self.channel(at));
         let answers = client.watch(ReceiverStream::new(outgoing)).await;
-        let mut watched = Watched {
+        Watched {
             answers: answers.expect("answered").into_inner(),
             _requests: requests,
-        };
-        assert!(watched.next().await.created);
-        watched
+        }
     }
 }
 
@@ -371,10 +375,11 @@ async fn a_watch_of_what_another_server_has_compacted_is_cancelled() {
         physical: true,
     };
     servers.kv(0).compact(compact).await.expect("compacted");
-    let mut watch = servers.watch(1, first).await;
+    let mut watch = servers.ask_to_watch(1, first).await;
     let early = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
     assert!(early.is_err(), "told before it could know: {early:?}");
     drop(held);
+    assert!(watch.next().await.created);
     let told = watch.next().await;
     assert!(told.canceled, "{told:?}");
     assert_eq!(told.compact_revision, revision);
@@ -397,13 +402,34 @@ async fn a_watch_from_memory_knows_what_another_server_has_compacted() {
         physical: true,
     };
     servers.kv(0).compact(compact).await.expect("compacted");
-    let mut watch = servers.watch(1, first).await;
+    let mut watch = servers.ask_to_watch(1, first).await;
     let told = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
     assert!(told.is_err(), "told before it could know: {told:?}");
     drop(held);
+    assert!(watch.next().await.created);
     let told = watch.next().await;
     assert!(told.canceled, "{told:?}");
     assert_eq!(told.compact_revision, revision);
+}
+
+/// "From now on" is after everything that was acknowledged, by whichever server.
+#[tokio::test]
+async fn a_watch_from_now_on_is_not_told_of_the_past() {
+    let servers = Servers::new(2, None).await;
+    servers.range(1, everything()).await;
+    let keyspace = servers.servers[1].inner().loaded().pop().expect("loaded");
+    let follow = keyspace.follow.clone().expect("shared");
+    let held = follow.held.lock().await;
+    let past = servers.put(0, "key", "1").await;
+    let mut watch = servers.ask_to_watch(1, 0).await;
+    let early = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
+    assert!(early.is_err(), "told before it could know: {early:?}");
+    drop(held);
+    assert!(watch.next().await.created);
+    servers.put(0, "key", "2").await;
+    let events = watch.until(past + 1).await;
+    let seen: Vec<i64> = events.iter().map(revision).collect();
+    assert_eq!(seen, [past + 1]);
 }
 
 /// Servers that write all the time share the store, and one that writes now and then is not kept waiting by them.

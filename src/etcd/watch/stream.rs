@@ -57,8 +57,6 @@ struct Watcher {
     progress_notify: bool,
     /// It was sent nothing since the last tick.
     quiet: bool,
-    /// What any server had compacted when it was asked for is known here.
-    checked: bool,
 }
 
 pub struct WatchStream {
@@ -236,6 +234,10 @@ impl WatchStream {
     }
 
     async fn create(&mut self, request: WatchCreateRequest) -> Result<(), Over> {
+        // From now on is after what any server has acknowledged, and another server may have compacted what is still
+        // in memory here.
+        let current = self.keyspace.catch_up().await;
+        current.map_err(Over::Failed)?;
         let revision = self.keyspace.hub.revision();
         // The smallest key, if none is given.
         let key = if request.key.is_empty() {
@@ -290,8 +292,6 @@ impl WatchStream {
             fragment: request.fragment,
             progress_notify: request.progress_notify,
             quiet: true,
-            // From now on nothing can have been compacted yet.
-            checked: request.start_revision == 0,
         };
         let key = self.keyspace.hub.new_watcher();
         self.ids.insert(id, key);
@@ -431,15 +431,10 @@ impl WatchStream {
 
     /// Brings a lagging watcher forward from revision `next`, a bounded step.
     async fn catch_up(&mut self, key: WatcherKey, next: i64) -> Result<(), Over> {
-        let Some(watcher) = self.watchers.get_mut(&key) else {
+        let Some(watcher) = self.watchers.get(&key) else {
             self.lagging.remove(&key);
             return Ok(());
         };
-        if !std::mem::replace(&mut watcher.checked, true) {
-            // Another server may have compacted what is still in memory here.
-            let current = self.keyspace.catch_up().await;
-            current.map_err(Over::Failed)?;
-        }
         if next < self.keyspace.state.read().compacted {
             return self.cancel_compacted(key).await;
         }

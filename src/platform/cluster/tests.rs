@@ -198,7 +198,7 @@ fn vms_are_asked_for_until_they_are_there() {
         let is_over = next.is_some_and(|next| next.deployed_step.is_some());
         assert_eq!(is_over, goes_on, "{states:?}");
     };
-    let booting = VmState::Provisioning;
+    let booting = VmState::Provisioning { since: NOW };
     let running = VmState::Running {
         since: NOW,
         healthy: true,

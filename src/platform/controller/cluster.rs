@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
+use crate::infra::fleet::Room;
 use crate::infra::reflector::Change as Observed;
-use crate::infra::{self, CloudError, LoadBalancerSpec, NetworkKind, VmId, reflector};
+use crate::infra::{self, CloudError, Datacenter, LoadBalancerSpec, NetworkKind, VmId, reflector};
 use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
 use crate::platform::cluster::{self, Act, Notice, Seen};
 use crate::platform::cluster_api::ClusterApiError;
@@ -14,7 +15,7 @@ use crate::platform::deployment_event::Step;
 use crate::platform::error::PlatformError;
 use crate::platform::guest;
 use crate::platform::model::{
-    Cluster, ClusterId, ClusterStatus, Component, LoadBalancer, Node, NodeGroupId, OwnerId,
+    Cluster, ClusterId, ClusterStatus, Component, Flavor, LoadBalancer, Node, NodeGroupId, OwnerId,
     TopologyKind,
 };
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
@@ -68,7 +69,7 @@ impl ClusterController {
                 }
             }
         }
-        let round = drain::round(&self.context, &cluster.id, nodes.into_iter(), &vms).await;
+        let round = drain::round(&self.context, cluster, nodes.into_iter(), &vms).await;
         drains.extend(round);
         let groups = store::node_groups_of(&cluster.id);
         let load_balancers = store::load_balancers_of(&cluster.id);
@@ -105,7 +106,42 @@ impl ClusterController {
                 .store
                 .view
                 .with(|records| reflector::under(records, &load_balancers).count()),
+            open: match cluster.status {
+                ClusterStatus::Active => self.open_sites(cluster),
+                _ => BTreeMap::new(),
+            },
         }
+    }
+
+    /// Where VMs could go that would be better off elsewhere; nothing, almost always.
+    fn open_sites(&self, cluster: &Cluster) -> BTreeMap<Flavor, BTreeSet<Datacenter>> {
+        let flavors = control_plane::misplaced(cluster).into_iter();
+        let open = |flavor: Flavor| {
+            let size = flavor.size();
+            let room = Room {
+                vcpus: size.vcpus,
+                ram_gb: size.ram_gb,
+            };
+            let has_room = |site: &Datacenter| self.context.cloud.has_room(*site, room);
+            (
+                flavor,
+                Datacenter::ALL.into_iter().filter(has_room).collect(),
+            )
+        };
+        flavors.map(open).collect()
+    }
+
+    /// Keys of the clusters with VMs that would be better off elsewhere.
+    fn misplaced(&self) -> Vec<String> {
+        self.context.store.view.with(|records| {
+            reflector::under(records, store::CLUSTERS)
+                .filter(|(_, stored)| match stored.record.as_ref() {
+                    Record::Cluster(cluster) => !control_plane::misplaced(cluster).is_empty(),
+                    _ => false,
+                })
+                .map(|(key, _)| key.clone())
+                .collect()
+        })
     }
 
     /// While workers are being replaced: whose turn it is, and how many are left.
@@ -322,13 +358,18 @@ impl Controller for ClusterController {
     fn on_cloud(
         &self,
         owner: Option<&CloudOwner>,
-        _change: &Observed<'_, infra::record::Record>,
+        change: &Observed<'_, infra::record::Record>,
     ) -> Vec<String> {
         match owner {
             Some(owner) if owner.node_group.is_none() => {
                 vec![store::cluster_key(&owner.owner, &owner.cluster)]
             }
-            _ => Vec::new(),
+            Some(_) => Vec::new(),
+            None => match change.new.map(AsRef::as_ref) {
+                // There may be room again for who had to go elsewhere.
+                Some(infra::record::Record::Site(..)) => self.misplaced(),
+                _ => Vec::new(),
+            },
         }
     }
 

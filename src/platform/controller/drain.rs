@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use crate::kubernetes::Drain;
-use crate::platform::model::ClusterId;
+use crate::platform::model::Cluster;
 use crate::platform::replacement::{Replica, must_force};
 use crate::platform::vm_state::VmState;
 
 use super::Context;
 
 /// One round for each replica that leaves and is not drained yet, by the name of its node. A node whose API
-/// cannot be asked still has its pods, unless nobody waits for them any more.
+/// cannot be asked still has its pods, unless nobody waits for them any more: as in a cluster that goes, whose
+/// API does not answer.
 pub(super) async fn round<'a, R: Replica + 'a>(
     context: &Context,
-    cluster: &ClusterId,
+    cluster: &Cluster,
     nodes: impl Iterator<Item = (&'a R, &'a str)>,
     vms: &BTreeMap<String, VmState>,
 ) -> BTreeMap<String, Drain> {
@@ -27,8 +28,8 @@ pub(super) async fn round<'a, R: Replica + 'a>(
         if leaving.drained || !state.is_running() {
             continue;
         }
-        let force = must_force(leaving, state, now);
-        let id = cluster.as_str();
+        let force = cluster.is_going() || must_force(leaving, state, now);
+        let id = cluster.id.as_str();
         let drain = match context.kubernetes.drain_node(id, node, force).await {
             Ok(drain) => drain,
             Err(_) if force => Drain::Drained,

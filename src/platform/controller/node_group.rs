@@ -36,7 +36,7 @@ impl NodeGroupController {
             })
             .collect();
         let nodes = group.nodes.iter().map(|node| (node, node.name.as_str()));
-        let drains = drain::round(&self.context, &cluster.id, nodes, &vms).await;
+        let drains = drain::round(&self.context, cluster, nodes, &vms).await;
         let operation = cluster.operation.as_ref();
         let rolls = operation.is_some_and(|going| going.node_group.as_ref() == Some(&group.id));
         Seen {

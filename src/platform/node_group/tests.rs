@@ -37,6 +37,7 @@ struct World {
 }
 
 struct Simulated {
+    asked_for: Timestamp,
     running: Timestamp,
     gone: Option<Timestamp>,
     /// It does not answer.
@@ -70,7 +71,9 @@ impl World {
                 healthy: !vm.down,
                 reachable: !vm.down,
             },
-            None => VmState::Provisioning,
+            None => VmState::Provisioning {
+                since: vm.asked_for,
+            },
         };
         Seen {
             vms: self
@@ -113,6 +116,7 @@ impl World {
                     let fails = self.boots_fail > 0;
                     self.boots_fail = self.boots_fail.saturating_sub(1);
                     self.vms.entry(node.id.to_string()).or_insert(Simulated {
+                        asked_for: self.now,
                         running: self.now.saturating_add(BOOT),
                         gone: None,
                         down: false,
