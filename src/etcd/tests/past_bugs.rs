@@ -45,7 +45,7 @@ const IDLE: usize = 20_000;
 /// Puts that are timed together, in one transaction, so that they share all other costs.
 const PUTS: usize = 100;
 /// Times that they are timed; the fastest counts, so that a busy machine does not.
-const TRIALS: usize = 12;
+const TRIALS: usize = 60;
 /// How much slower they may be. A look at each idle watcher would make them five times as slow.
 const SLOWDOWN: u32 = 3;
 
