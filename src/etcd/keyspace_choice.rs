@@ -124,11 +124,14 @@ impl FromStr for KeyspaceByUser {
 /// whether it was let in or not: a client goes on without a token if the keyspace asks for none, and must not end up
 /// in another one.
 #[derive(Clone, Default)]
-pub struct Chosen(Arc<Mutex<Option<(Arc<str>, Api)>>>);
+pub struct Chosen(Arc<Mutex<Choice>>);
+
+/// A keyspace that is not the connection's own, and its services.
+type Choice = Option<(Arc<str>, Api)>;
 
 impl Chosen {
     /// From now on the connection is for this keyspace; `None` is its own.
-    pub fn choose(&self, keyspace: Option<(Arc<str>, Api)>) {
+    pub fn choose(&self, keyspace: Choice) {
         *self.0.lock() = keyspace;
     }
 

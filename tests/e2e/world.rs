@@ -44,11 +44,11 @@ fn history(cke: &Cke, since: u64) -> Vec<Value> {
 /// The number of the last that has happened.
 fn last(cke: &Cke) -> u64 {
     let answer = cke.request("GET", "/_sim/events?since=0&follow=false", None);
-    let ids = answer
+    let mut ids = answer
         .body
         .lines()
         .filter_map(|line| line.strip_prefix("id: "));
-    let last = ids.last().map(|id| id.trim().parse());
+    let last = ids.next_back().map(|id| id.trim().parse());
     last.map_or(0, |id| id.expect("a number"))
 }
 

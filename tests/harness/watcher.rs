@@ -352,6 +352,10 @@ impl Watcher {
                 if to_all && told >= revision {
                     return Left::Finished;
                 }
+                // What all of them asked for may be compacted: then there is nobody to be told of progress.
+                if stream.open.values().all(|open| open.canceled) {
+                    return Left::Finished;
+                }
             }
         };
         let Ok(left) = tokio::time::timeout(FINISH_TIMEOUT, told).await else {

@@ -122,7 +122,7 @@ impl Rules {
 
     fn node_group(&mut self, old: Option<&NodeGroup>, new: &NodeGroup) {
         let before = old.map_or(new.status, |old| old.status);
-        if new.is_going() < old.is_some_and(NodeGroup::is_going) {
+        if !new.is_going() && old.is_some_and(NodeGroup::is_going) {
             self.add("group-status", &new.id, (before, new.status));
         }
         let own: Vec<_> = new.nodes.iter().collect();
