@@ -248,14 +248,17 @@ fn without_its_component_a_service_stays_pending() {
         .iter()
         .find(|vm| text(&vm["name"]).contains("cloud-controller-manager"));
     let vm = text(&vm.unwrap_or_else(|| panic!("{vms:#}"))["id"]);
+    // It is not to be replaced while we look.
+    cke.request("POST", "/_sim/clock/pause", None).ok();
     cke.request("POST", &format!("/_sim/vms/{vm}/wedge"), None)
         .ok();
     kubectl.ok(&["create", "service", "loadbalancer", "web", "--tcp=80"]);
     let said = kubectl.ok(&["describe", "service", "web"]);
     assert!(said.contains("Events:                   <none>"), "{said}");
-    // Its VM answers again, or is replaced: what was left is done.
+    // Its VM answers again: what was left is done.
     cke.request("POST", &format!("/_sim/vms/{vm}/recover"), None)
         .ok();
+    cke.request("POST", "/_sim/clock/resume", None).ok();
     wait(&kubectl, "web", |it| addresses(it).len() == 2);
     kubectl.ok(&["delete", "service", "web"]);
     wait_upstream(&cke, <[Value]>::is_empty);
