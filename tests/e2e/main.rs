@@ -40,6 +40,7 @@ mod scenarios;
 mod server_side_apply;
 mod sharing;
 mod simulation;
+mod specification;
 mod topologies;
 mod transport;
 mod workload_sets;

@@ -13,6 +13,7 @@ pub mod patch;
 pub mod resource;
 pub mod selector;
 mod service;
+mod service_account;
 mod storage;
 pub mod table;
 pub mod validation;
@@ -181,6 +182,10 @@ impl Registry {
         defaults::fill(place.resource, &mut object);
         if place.resource.kind == "PersistentVolumeClaim" {
             storage::choose_class(&mut object, &self.storage_classes().await?);
+        }
+        if place.resource.kind == "Pod" {
+            let account = self.service_account(place, &object).await?;
+            service_account::admit(&mut object, account.as_ref());
         }
         storage::protect(place.resource.kind, &mut object);
         let causes = validation::validate(place.resource, &object, None);
@@ -536,6 +541,21 @@ impl Registry {
             (Some(_), Some(_)) => {}
         }
         Ok(())
+    }
+
+    /// The one that a pod runs as, if it is there.
+    async fn service_account(
+        &self,
+        place: Place<'_>,
+        pod: &Value,
+    ) -> Result<Option<Value>, ApiError> {
+        let at = Place {
+            resource: Resource::of_kind(Kind::ServiceAccount),
+            namespace: place.namespace,
+        };
+        let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or("");
+        let found = self.client.get(at.key(name)).await?.value;
+        found.as_ref().map(decode).transpose()
     }
 
     async fn storage_classes(&self) -> Result<Vec<Value>, ApiError> {
