@@ -48,6 +48,7 @@ use crate::etcd::client::{Client, SharedKeyspaces};
 use crate::platform::Platform;
 
 pub use server::serve;
+pub use simulation::document as control_api;
 pub use simulation::{
     History, NextWorld, SimulationConfig, Storage, WorldChange, WorldIs, Worlds, WriteSnapshot,
 };

@@ -151,6 +151,14 @@ impl Runner {
         if let Err(reason) = has_values(&body, &wanted.values, &self.names)? {
             return Ok(Err(format!("{path} of {name}: {reason}")));
         }
+        for (pointer, least) in &wanted.least {
+            let found = body.pointer(pointer).and_then(Value::as_u64);
+            let found = found.unwrap_or(0);
+            if found < *least {
+                let reason = format!("{found} at {pointer}, not at least {least}");
+                return Ok(Err(format!("{path} of {name}: {reason}")));
+            }
+        }
         let Some(count) = wanted.items else {
             return Ok(Ok(()));
         };

@@ -130,6 +130,9 @@ pub struct KubernetesAnswers {
     /// Values in the answer, by JSON pointer.
     #[serde(default)]
     pub values: BTreeMap<String, Value>,
+    /// Numbers in the answer, by JSON pointer, that are so large or larger; one that is not there is 0.
+    #[serde(default)]
+    pub least: BTreeMap<String, u64>,
     /// How many items the list has: those with [`KubernetesAnswers::each`].
     #[serde(default)]
     pub items: Option<usize>,

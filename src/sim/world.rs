@@ -13,12 +13,11 @@ use super::{SimError, say};
 
 const MEDIA_TYPE: &str = "application/octet-stream";
 
-pub async fn snapshot(client: &Client, file: &Path) -> Result<(), SimError> {
+pub async fn snapshot(client: &Client, path: &str, file: &Path) -> Result<(), SimError> {
     let write = |source| SimError::Write {
         path: file.to_owned(),
         source,
     };
-    let path = "/_sim/world/snapshot";
     let answer = client.open(&Method::POST, path, None).await?;
     let mut body = succeeded(path, answer).await?;
     let mut to = tokio::fs::File::create(file).await.map_err(write)?;
@@ -43,13 +42,12 @@ pub async fn snapshot(client: &Client, file: &Path) -> Result<(), SimError> {
     Ok(())
 }
 
-pub async fn restore(client: &Client, file: &Path) -> Result<(), SimError> {
+pub async fn restore(client: &Client, path: &str, file: &Path) -> Result<(), SimError> {
     let content = tokio::fs::read(file).await;
     let content = content.map_err(|source| SimError::Read {
         path: file.to_owned(),
         source,
     })?;
-    let path = "/_sim/world/restore";
     let sent = client.exchange(&Method::POST, path, MEDIA_TYPE, Bytes::from(content));
     let body = succeeded(path, sent.await?).await?;
     let said = read(path, body).await?;

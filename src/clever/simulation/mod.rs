@@ -96,7 +96,7 @@ impl Simulation {
                 worlds: config.worlds,
                 history,
                 injections: Injections::restored(config.seed, &config.api_faults),
-                document: api().document(),
+                document: document(),
             }),
         }
     }
@@ -104,6 +104,11 @@ impl Simulation {
 
 pub fn routes() -> Router<Clever> {
     api().router()
+}
+
+/// The OpenAPI document of the control API.
+pub fn document() -> serde_json::Value {
+    api().document()
 }
 
 /// Every operation, with what is documented of it.
