@@ -9,6 +9,8 @@ use axum::extract::{FromRequestParts, RawPathParams, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::routing::{get, post};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::clever::Clever;
@@ -20,6 +22,7 @@ use crate::platform::model::{
     ClusterId, ClusterPatch, ClusterStatus, ClusterView, CreateCluster, Features, FeaturesPatch,
     LoadBalancer, NodeGroupStatus, OwnerId, Topology,
 };
+use crate::platform::redeployment::Hooks;
 
 pub fn routes() -> Router<Clever> {
     Router::new()
@@ -363,25 +366,32 @@ struct Redeployment {
     after_yamls: Option<Vec<String>>,
 }
 
+/// Texts in YAML, from what they are sent as.
+fn manifests(field: &str, sent: Option<Vec<String>>) -> Result<Vec<String>, ApiError> {
+    let sent = sent.unwrap_or_default().into_iter().enumerate();
+    let decode = |(index, sent): (usize, String)| {
+        let decoded = BASE64.decode(sent.trim()).ok();
+        let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+        text.ok_or_else(|| {
+            let field = format!("{field}[{index}]");
+            let shown: String = sent.chars().take(64).collect();
+            ApiError::invalid_field(field, shown, "must be text in base64")
+        })
+    };
+    sent.map(decode).collect()
+}
+
 async fn redeploy(
     State(clever): State<Clever>,
     OwnedCluster { owner, cluster }: OwnedCluster,
     OptionalJsonBody(redeployment): OptionalJsonBody<Redeployment>,
 ) -> Result<Json<ClusterBody>, ApiError> {
     let redeployment = redeployment.unwrap_or_default();
-    for (field, yamls) in [
-        ("beforeYamls", redeployment.before_yamls),
-        ("afterYamls", redeployment.after_yamls),
-    ] {
-        if let Some(yaml) = yamls.unwrap_or_default().into_iter().next() {
-            return Err(ApiError::invalid_field(
-                field,
-                yaml,
-                "Manifests cannot be applied around a redeployment",
-            ));
-        }
-    }
-    let view = clever.platform.redeploy_cluster(&owner, &cluster).await?;
+    let before = manifests("beforeYamls", redeployment.before_yamls)?;
+    let after = manifests("afterYamls", redeployment.after_yamls)?;
+    let hooks = Hooks::new(before, after)?;
+    let redeployed = clever.platform.redeploy_cluster(&owner, &cluster, hooks);
+    let view = redeployed.await?;
     Ok(Json(view.into()))
 }
 

@@ -43,6 +43,17 @@ impl ApiClientError {
         }
     }
 
+    /// A refusal in the API's words; else what went wrong.
+    pub fn message(&self) -> String {
+        match self {
+            ApiClientError::Kube(error) => match error.as_ref() {
+                kube::Error::Api(status) => status.message.clone(),
+                error => error.to_string(),
+            },
+            error => error.to_string(),
+        }
+    }
+
     /// What was to be changed has changed or gone meanwhile: whoever decides from state looks again.
     pub fn is_stale(&self) -> bool {
         matches!(self.code(), Some(404 | 409))
@@ -197,6 +208,18 @@ impl ApiClient {
             url.push_str(part);
         }
         url
+    }
+
+    /// A request to any path of the cluster's API.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        media_type: &str,
+    ) -> Result<Value> {
+        let url = format!("{}{path}", self.root);
+        self.send(method, &url, body, media_type).await
     }
 
     async fn send(

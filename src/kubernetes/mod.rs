@@ -24,6 +24,7 @@ pub mod event;
 mod eviction;
 mod kubeconfig;
 pub mod kubelet;
+pub mod manifest;
 mod namespace;
 pub mod node_group_operator;
 mod openapi;

@@ -21,11 +21,12 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::kubernetes::{ControlPlane, Drain};
 
-use super::control_plane::{self, Upkeep};
+use super::control_plane::{self, News, Upkeep};
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind, Step};
 use super::model::{Cluster, ClusterStatus, ControlPlaneVm, Flavor, LoadBalancer, NodeGroupId};
+use super::placement::Openings;
+use super::redeployment::Hooks;
 use super::vm_state::VmState;
-use crate::infra::Datacenter;
 
 /// What is going on with a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,9 @@ pub struct Operation {
     pub node_group: Option<NodeGroupId>,
     /// How many nodes are left to be replaced.
     pub outdated_nodes: usize,
+    /// What is applied around a redeployment.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
 }
 
 impl Operation {
@@ -54,7 +58,13 @@ impl Operation {
             due: now.saturating_add(ACCEPT),
             node_group: None,
             outdated_nodes: 0,
+            hooks: Hooks::default(),
         }
+    }
+
+    /// The manifests that are to be applied now.
+    pub fn manifests(&self) -> &[String] {
+        self.step.map_or(&[], |step| self.hooks.of(step))
     }
 }
 
@@ -62,6 +72,8 @@ impl Operation {
 const ACCEPT: Duration = Duration::from_secs(1);
 /// How old a control plane's certificates get, a quarter of their life.
 const ROTATE_EVERY: Duration = Duration::from_secs(90 * 24 * 3600);
+/// An API that did not answer is asked again after so long.
+const APPLY_AGAIN: Duration = Duration::from_secs(15);
 /// A step that takes longer has failed.
 const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
 
@@ -77,7 +89,7 @@ fn duration(kind: OperationKind, step: Step) -> Duration {
         (_, Step::LoadBalancer) => 6,
         (_, Step::Plugin) => 8,
         (_, Step::PluginReconcile) => 3,
-        (_, Step::NodeGroup) => 0,
+        (_, Step::NodeGroup | Step::RedeployBeforeYaml | Step::RedeployAfterYaml) => 0,
     })
 }
 
@@ -100,7 +112,15 @@ fn steps(kind: OperationKind, cluster: &Cluster) -> Vec<Step> {
         OperationKind::Upgrade => {
             vec![Step::ControlPlaneBundle, Step::Plugin, Step::NodeGroup]
         }
-        OperationKind::Redeploy => vec![Step::ControlPlaneBundle, Step::PluginReconcile],
+        OperationKind::Redeploy => {
+            let hooks = cluster.operation.as_ref().map(|going| &going.hooks);
+            let hook = |step| hooks.and_then(|hooks| hooks.step(step));
+            hook(Step::RedeployBeforeYaml)
+                .into_iter()
+                .chain([Step::ControlPlaneBundle, Step::PluginReconcile])
+                .chain(hook(Step::RedeployAfterYaml))
+                .collect()
+        }
         OperationKind::Reconcile => storage.into_iter().chain([Step::PluginReconcile]).collect(),
         _ => Vec::new(),
     }
@@ -129,8 +149,18 @@ pub struct Seen {
     pub replacements: Option<usize>,
     /// How many load balancers of services have a record.
     pub belongings: usize,
-    /// Sites with room for a VM of each flavor of which one would be better off elsewhere.
-    pub open: BTreeMap<Flavor, BTreeSet<Datacenter>>,
+    /// What came of applying [`Operation::manifests`]; `None` while there is nobody to ask.
+    pub applied: Option<Applied>,
+    /// Which sites take a VM of each flavor of which one would be better off elsewhere.
+    pub openings: BTreeMap<Flavor, Openings>,
+}
+
+/// What a cluster's API said to manifests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    All,
+    /// In its words.
+    Refused(String),
 }
 
 impl Seen {
@@ -294,8 +324,8 @@ fn keep_control_plane(
         rolls: deploys && next.status != ClusterStatus::Failed,
         replacements: seen.replacements,
         version: &version,
-        open: match next.status {
-            ClusterStatus::Active => &seen.open,
+        openings: match next.status {
+            ClusterStatus::Active => &seen.openings,
             _ => &BTreeMap::new(),
         },
     };
@@ -318,15 +348,29 @@ fn keep_control_plane(
     // What is not part of an operation is one of its own: the product has no other name for it.
     let kind = kind.filter(|_| deploys).unwrap_or(OperationKind::Redeploy);
     for news in &upkeep.news {
-        let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), news.status);
-        decision.events.push(event.because(news.text.clone()));
-        decision.notices.push(Notice {
-            warning: news.warning,
-            reason: "ControlPlaneVM",
-            message: news.text.clone(),
-        });
+        tell(news, kind, now, decision);
     }
     upkeep
+}
+
+/// Tells of what happened to a VM of the control plane, in the cluster and in its list of events.
+fn tell(news: &News, kind: OperationKind, now: Timestamp, decision: &mut Decision) {
+    let event = DeploymentEvent::new(now, kind, Some(Step::ControlPlaneBundle), news.status);
+    decision.events.push(event.because(news.text.clone()));
+    decision.notices.push(Notice {
+        warning: news.warning,
+        reason: "ControlPlaneVM",
+        message: news.text.clone(),
+    });
+}
+
+/// Has the site of a VM of `cluster`'s control plane refused it for want of room.
+pub fn refuse(cluster: &Cluster, id: &str, now: Timestamp, decision: &mut Decision) {
+    let next = decision.next.get_or_insert_with(|| cluster.clone());
+    if let Some(news) = control_plane::refuse(next, id, now) {
+        // Only what moves is given up, and nothing moves during an operation.
+        tell(&news, OperationKind::Redeploy, now, decision);
+    }
 }
 
 fn operate(
@@ -359,9 +403,13 @@ fn operate(
         go_on(next, operation.kind, None, now, &mut decision.events);
         return;
     };
-    if operation.started_at.until(now) > STEP_LIMIT {
+    let late = operation.started_at.until(now) > STEP_LIMIT;
+    let failure = match (&seen.applied, operation.manifests()) {
+        (Some(Applied::Refused(why)), [_, ..]) => Some(why.clone()),
+        _ => late.then(|| format!("the step took longer than {} s", STEP_LIMIT.as_secs())),
+    };
+    if let Some(detail) = failure {
         next.status = ClusterStatus::Failed;
-        let detail = format!("the step took longer than {} s", STEP_LIMIT.as_secs());
         for step in [Some(step), None] {
             let event = DeploymentEvent::new(now, operation.kind, step, EventStatus::Failed);
             decision.events.push(event.because(detail.clone()));
@@ -382,6 +430,9 @@ fn operate(
             .as_ref()
             .map_or(now, |going| going.started_at);
         decision.wake_by(started.saturating_add(STEP_LIMIT + Duration::from_millis(1)));
+        if !operation.manifests().is_empty() {
+            decision.wake_by(now.saturating_add(APPLY_AGAIN));
+        }
         return;
     }
     if step == Step::NodeGroup {
@@ -475,6 +526,7 @@ fn go_on(
         Some(step),
         EventStatus::Started,
     ));
+    let hooks = next.operation.take().map(|going| going.hooks);
     next.operation = Some(Operation {
         kind,
         step: Some(step),
@@ -482,6 +534,7 @@ fn go_on(
         due: now.saturating_add(duration(kind, step)),
         node_group: None,
         outdated_nodes: 0,
+        hooks: hooks.unwrap_or_default(),
     });
 }
 
@@ -506,6 +559,7 @@ fn start_step(
         }
         Step::LoadBalancer => ask(seen.load_balancer.is_some(), Act::CreateLoadBalancer),
         Step::ControlPlaneBundle => upkeep.at_rest,
+        Step::RedeployBeforeYaml | Step::RedeployAfterYaml => seen.applied == Some(Applied::All),
         Step::NodeGroup => seen.outdated.is_none() && cluster.running_version == cluster.version,
         _ => true,
     }

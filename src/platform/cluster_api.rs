@@ -7,6 +7,8 @@ use crate::kubernetes::{
     ControlPlane, Drain, EventSubject, EventType, Kubernetes, KubernetesError,
 };
 
+use super::cluster::Applied;
+
 /// The Kubernetes layer could not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("kubernetes: {0}")]
@@ -46,6 +48,13 @@ pub trait ClusterApi: Send + Sync {
         node: &'a str,
         cordoned: bool,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>>;
+
+    /// Applies manifests, texts in YAML, one object after the other.
+    fn apply_manifests<'a>(
+        &'a self,
+        id: &'a str,
+        manifests: &'a [String],
+    ) -> BoxFuture<'a, Result<Applied, ClusterApiError>>;
 
     /// Tells the cluster's users by a Kubernetes event in its namespace `default`.
     fn record_event<'a>(
@@ -134,6 +143,20 @@ impl ClusterApi for Kubernetes {
         cordoned: bool,
     ) -> BoxFuture<'a, Result<(), ClusterApiError>> {
         Box::pin(async move { Ok(Kubernetes::cordon_node(self, id, node, cordoned).await?) })
+    }
+
+    fn apply_manifests<'a>(
+        &'a self,
+        id: &'a str,
+        manifests: &'a [String],
+    ) -> BoxFuture<'a, Result<Applied, ClusterApiError>> {
+        Box::pin(async move {
+            match Kubernetes::apply_manifests(self, id, manifests).await {
+                Ok(()) => Ok(Applied::All),
+                Err(KubernetesError::Refused { message, .. }) => Ok(Applied::Refused(message)),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 
     fn record_event<'a>(

@@ -10,6 +10,7 @@ use super::model::{
     Cluster, ClusterId, ClusterPatch, ClusterStatus, ClusterView, CreateCluster, Features,
     FeaturesPatch, KubeconfigType, OwnerId, VersionCheck,
 };
+use super::redeployment::Hooks;
 use super::store::{Change, is_listed};
 use super::{ATTEMPTS, Platform, Result, contention, validation};
 use crate::clock::Timestamp;
@@ -220,17 +221,21 @@ impl Platform {
         .await
     }
 
-    /// Rolls the control plane.
-    pub async fn redeploy_cluster(&self, owner: &OwnerId, id: &ClusterId) -> Result<ClusterView> {
+    /// Rolls the control plane, and applies manifests before and after.
+    pub async fn redeploy_cluster(
+        &self,
+        owner: &OwnerId,
+        id: &ClusterId,
+        hooks: Hooks,
+    ) -> Result<ClusterView> {
         self.change_cluster(owner, id, |cluster, now| {
             must_be_active(cluster, "redeploy")?;
-            let next = cluster.clone();
-            Ok(Some(ask(
-                next,
-                ClusterStatus::ToRedeploy,
-                OperationKind::Redeploy,
-                now,
-            )))
+            let (status, kind) = (ClusterStatus::ToRedeploy, OperationKind::Redeploy);
+            let (mut next, events) = ask(cluster.clone(), status, kind, now);
+            if let Some(operation) = next.operation.as_mut() {
+                operation.hooks = hooks.clone();
+            }
+            Ok(Some((next, events)))
         })
         .await
     }

@@ -12,8 +12,8 @@ use super::deployment_event::EventStatus;
 use super::model::{
     Cluster, ClusterId, Component, ControlPlaneVm, Flavor, RolePool, Topology, TopologyKind,
 };
-use super::placement;
-use super::replacement::{self, Lifecycle, Reason, Replica, Sight, Tries};
+use super::placement::{self, Openings};
+use super::replacement::{self, LOOK_AGAIN, Lifecycle, Reason, Replica, Sight, Tries};
 use super::vm_state::VmState;
 
 /// Name of the role whose VMs host everything, and of the group that ALL_IN_ONE's make, as nodes.
@@ -136,8 +136,8 @@ pub struct View<'a> {
     /// How many replacements may begin; as many as need be, if `None`.
     pub replacements: Option<usize>,
     pub version: &'a str,
-    /// Sites with room for a VM of a flavor, if somebody may move there now.
-    pub open: &'a BTreeMap<Flavor, BTreeSet<Datacenter>>,
+    /// Which sites take a VM of a flavor, if somebody may move there now.
+    pub openings: &'a BTreeMap<Flavor, Openings>,
 }
 
 /// Flavors of VMs that would be better off at another site, if there is room: after the loss of one, healing
@@ -149,11 +149,7 @@ pub fn misplaced(cluster: &Cluster) -> BTreeSet<Flavor> {
         let own = cluster.control_plane.iter();
         let staying = own.filter(|vm| vm.components == role.components && vm.counts());
         let sites: Vec<Datacenter> = staying.map(|vm| vm.datacenter).collect();
-        (0..sites.len()).any(|index| {
-            let mut others = sites.clone();
-            let own = others.remove(index);
-            placement::better(rule, own, &others, &all).is_some()
-        })
+        !placement::better_sites(rule, &sites, &all).is_empty()
     };
     let roles = roles(&cluster.topology).into_iter();
     roles.filter(is_misplaced).map(|role| role.flavor).collect()
@@ -192,6 +188,12 @@ pub struct Upkeep {
     /// A replacement waits for its turn.
     pub deferred: bool,
     pub wake: Option<Timestamp>,
+}
+
+impl Upkeep {
+    fn wake_by(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
 }
 
 /// Fills, heals and rolls the VMs of `next`.
@@ -235,39 +237,38 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
                 upkeep.news.push(News::new(EventStatus::Completed, text));
             }
         }
-        let add = |own: &mut Vec<ControlPlaneVm>, pool: &mut RolePool, site, replaces| {
+        let add = |own: &mut Vec<ControlPlaneVm>, pool: &mut RolePool, site, life| {
             let taken = view.taken_names;
             let mut vm = new_vm(&next.id, kind, &role, pool, taken, own, site);
             view.version.clone_into(&mut vm.version);
             vm.generation = next.generation;
-            vm.life.replaces = replaces;
+            vm.life = life;
             let name = vm.name.clone();
             own.push(vm);
             name
-        };
-        let sites = |own: &[ControlPlaneVm], without: Option<usize>| -> Vec<Datacenter> {
-            let others = own.iter().enumerate().filter(|(i, _)| Some(*i) != without);
-            let staying = others.filter(|(_, vm)| !vm.is_leaving());
-            staying.map(|(_, vm)| vm.datacenter).collect()
         };
         let open = BTreeSet::from(Datacenter::ALL);
         let counted = own.iter().filter(|vm| vm.counts()).count();
         if counted < role.replicas && pool.tries.may_try(view.now) {
             for _ in counted..role.replicas {
                 let first = placement::of_replica(&next.id, kind, role.index, own.len());
-                let site = placement::choose(rule, first, &sites(&own, None), &open);
-                add(&mut own, &mut pool, site, None);
+                let others = replacement::sites(&own, None);
+                let site = placement::choose(rule, first, &others, &open);
+                add(&mut own, &mut pool, site, Lifecycle::default());
             }
         }
         let outdated = |vm: &ControlPlaneVm| {
             view.rolls && (vm.version != view.version || vm.generation != next.generation)
         };
-        let room = view.open.get(&role.flavor);
-        let moves_to = |index: usize| {
-            let (site, others) = (own[index].datacenter, sites(&own, Some(index)));
-            placement::better(rule, site, &others, room?)
-        };
-        let misplaced = |index| moves_to(index).is_some();
+        let nowhere = Openings::default();
+        let openings = view.openings.get(&role.flavor).unwrap_or(&nowhere);
+        let sites = replacement::sites(&own, None);
+        let moves = placement::better_sites(rule, &sites, &openings.open);
+        let misplaced = |index: usize| moves.contains_key(&own[index].datacenter);
+        let there = openings.there();
+        if moves.is_empty() && !placement::better_sites(rule, &sites, &there).is_empty() {
+            upkeep.wake_by(view.now.saturating_add(LOOK_AGAIN));
+        }
         let due = replacement::to_replace(&own, &pool.tries, &sight, outdated, misplaced);
         upkeep.deferred |= due.is_some() && left == 0;
         if let Some((index, reason)) = due.filter(|_| left > 0) {
@@ -275,10 +276,18 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
             let old = &own[index];
             let (old_id, old_name) = (old.id.clone(), old.name.clone());
             let site = match reason {
-                Reason::Misplaced => moves_to(index),
-                _ => placement::choose(rule, old.datacenter, &sites(&own, Some(index)), &open),
+                Reason::Misplaced => moves.get(&old.datacenter).copied(),
+                _ => {
+                    let others = replacement::sites(&own, Some(index));
+                    placement::choose(rule, old.datacenter, &others, &open)
+                }
             };
-            let name = add(&mut own, &mut pool, site, Some(old_id));
+            let life = Lifecycle {
+                replaces: Some(old_id),
+                moves: reason == Reason::Misplaced,
+                ..Lifecycle::default()
+            };
+            let name = add(&mut own, &mut pool, site, life);
             let why = match reason {
                 Reason::Unhealthy => "does not answer",
                 Reason::Outdated => "is to be renewed",
@@ -291,13 +300,15 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
             });
         }
         let at_rest = replacement::is_at_rest(&own, role.replicas, &sight);
-        if at_rest {
+        let rolls = own.iter().any(|vm| vm.counts() && outdated(vm));
+        // A change that is still wanted goes on with its pauses.
+        if at_rest && !rolls && moves.is_empty() {
             pool.tries = Tries::default();
         }
-        upkeep.at_rest &= at_rest && !own.iter().any(|vm| vm.counts() && outdated(vm));
+        upkeep.at_rest &= at_rest && !rolls;
         let later = pool.tries.not_before.filter(|at| *at > view.now);
         for at in walk.wake.into_iter().chain(later) {
-            upkeep.wake = Some(upkeep.wake.map_or(at, |wake| wake.min(at)));
+            upkeep.wake_by(at);
         }
         own.sort_by_key(|vm| vm.number);
         vms.extend(own);
@@ -307,26 +318,29 @@ pub fn keep(next: &mut Cluster, view: &View<'_>) -> Upkeep {
     upkeep
 }
 
-/// Has the site of a VM refused it for want of room.
-pub fn refuse(next: &mut Cluster, id: &str, now: Timestamp) {
+/// Has the site of a VM refused it for want of room. Tells of a move that is given up.
+pub fn refuse(next: &mut Cluster, id: &str, now: Timestamp) -> Option<News> {
     let rule = placement::Rule::of_control_plane(next.topology.kind());
-    let Some(vm) = next.control_plane.iter().find(|vm| vm.id == id) else {
-        return;
-    };
+    let vm = next.control_plane.iter().find(|vm| vm.id == id)?;
     let components = vm.components.clone();
     let role = roles(&next.topology)
         .into_iter()
-        .find(|role| role.components == components);
-    let Some(role) = role else { return };
+        .find(|role| role.components == components)?;
     let all = std::mem::take(&mut next.control_plane);
     let is_own = |vm: &ControlPlaneVm| vm.components == role.components;
     let (mut own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_own);
     let pool = next.pools.entry(role.name.to_owned()).or_default();
-    replacement::refuse(&mut own, &mut pool.tries, id, rule, now);
+    let given_up = replacement::refuse(&mut own, &mut pool.tries, id, rule, now);
     next.control_plane = others;
     next.control_plane.extend(own);
     let place = |vm: &ControlPlaneVm| vm.components.first().copied();
     next.control_plane.sort_by_key(|vm| (place(vm), vm.number));
+    let name = given_up?.name;
+    let text = format!("there is no room for {name} where it was to be: nothing moves");
+    Some(News {
+        warning: false,
+        ..News::new(EventStatus::Failed, text)
+    })
 }
 
 /// The instances of each component whose VM works.

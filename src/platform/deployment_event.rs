@@ -45,6 +45,9 @@ wire_enum! {
         PluginReconcile = "PLUGIN_RECONCILE",
         /// The last of an update: the workers, group by group. Named as the product names such an item.
         NodeGroup = "NODE_GROUP",
+        /// Manifests of a redeployment that are applied before its control plane is rolled, or after.
+        RedeployBeforeYaml = "REDEPLOY_BEFORE_YAML",
+        RedeployAfterYaml = "REDEPLOY_AFTER_YAML",
     }
 }
 

@@ -10,12 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::clock::Timestamp;
 use crate::infra::{Inventory, Requested, Vm};
 
 use super::control_plane;
 use super::load_balancer::{ADDRESSES, ServiceLoadBalancer};
 use super::model::{
     Cluster, ClusterStatus, ControlPlaneVm, NodeGroup, NodeGroupStatus, NodeStatus,
+    own_load_balancer,
 };
 use super::quota::{Ledger, Resources};
 use super::replacement::Replica;
@@ -75,6 +77,8 @@ pub fn check(snapshot: &Snapshot) -> Vec<Violation> {
     addresses(&snapshot.inventory, &mut found);
     hypervisors(&snapshot.inventory, &mut found);
     cloud_belongings(snapshot, &mut found);
+    volumes(snapshot, &mut found);
+    meter(&snapshot.inventory, &mut found);
     found.0.sort();
     found.0
 }
@@ -412,7 +416,7 @@ fn hypervisors(inventory: &Inventory, found: &mut Violations) {
     }
 }
 
-/// Load balancers and networks belong to clusters that are not DELETED.
+/// Load balancers, networks and volumes belong to clusters that are not DELETED.
 fn cloud_belongings(snapshot: &Snapshot, found: &mut Violations) {
     let live: BTreeSet<String> = snapshot
         .clusters
@@ -424,9 +428,60 @@ fn cloud_belongings(snapshot: &Snapshot, found: &mut Violations) {
     let load_balancers = load_balancers.map(|lb| ("load-balancer-leak", &lb.id, &lb.owner));
     let networks = snapshot.inventory.networks.iter();
     let networks = networks.map(|network| ("network-leak", &network.id, &network.owner));
-    for (rule, id, owner) in load_balancers.chain(networks) {
+    let volumes = snapshot.inventory.volumes.iter();
+    let volumes = volumes.map(|volume| ("volume-leak", &volume.id, &volume.owner));
+    for (rule, id, owner) in load_balancers.chain(networks).chain(volumes) {
         if CloudOwner::parse(owner).is_some() && !live.contains(owner) {
             found.add(rule, id, format!("of {owner}"));
+        }
+    }
+}
+
+/// A volume is of a cluster with persistent storage, and no more is written to it than fits.
+fn volumes(snapshot: &Snapshot, found: &mut Violations) {
+    let clusters: BTreeMap<String, &Cluster> = snapshot
+        .clusters
+        .iter()
+        .map(|cluster| (CloudOwner::of_cluster(cluster).to_string(), cluster))
+        .collect();
+    for volume in &snapshot.inventory.volumes {
+        let of = clusters.get(&volume.owner);
+        if of.is_some_and(|cluster| !cluster.features.csi) {
+            found.add("volume-without-storage", &volume.id, &volume.owner);
+        }
+        if volume.size_bytes == 0 || volume.used_bytes > volume.size_bytes {
+            let (used, size) = (volume.used_bytes, volume.size_bytes);
+            found.add(
+                "volume-usage",
+                &volume.id,
+                format!("{used} of {size} bytes"),
+            );
+        }
+    }
+}
+
+/// On the meter is what somebody pays for, and nothing else: VMs while they serve, volumes, and the load
+/// balancers of services, for a cluster's own comes with its control plane.
+fn meter(inventory: &Inventory, found: &mut Violations) {
+    let mut check = |id: &str, is_due: bool, since: Option<Timestamp>| {
+        if is_due != since.is_some() {
+            let detail = match since {
+                Some(since) => format!("on the meter since {}", since.to_rfc3339()),
+                None => String::from("not on the meter"),
+            };
+            found.add("meter", id, detail);
+        }
+    };
+    for vm in &inventory.vms {
+        check(vm.spec.id.0.as_str(), vm.is_metered(), vm.metered_since);
+    }
+    for volume in &inventory.volumes {
+        check(&volume.id, true, volume.metered_since);
+    }
+    for load_balancer in &inventory.load_balancers {
+        if let Some(of) = CloudOwner::parse(&load_balancer.owner) {
+            let is_due = load_balancer.id != own_load_balancer(&of.cluster);
+            check(&load_balancer.id, is_due, load_balancer.metered_since);
         }
     }
 }

@@ -37,6 +37,7 @@ pub mod pricing;
 pub mod quota;
 mod rate_changes;
 pub mod rates;
+pub mod redeployment;
 pub mod releases;
 pub mod replacement;
 mod request;

@@ -494,6 +494,11 @@ impl Cluster {
         )
     }
 
+    /// Of the load balancer in front of the API.
+    pub fn load_balancer_id(&self) -> String {
+        own_load_balancer(&self.id)
+    }
+
     /// Of the network that joins the control plane to the load balancers.
     pub fn load_balancer_network_id(&self) -> String {
         format!("lbnetwork_{}", self.id.ulid())
@@ -503,6 +508,11 @@ impl Cluster {
     pub fn can_take_nodes(&self) -> bool {
         self.deployed_step >= Some(Step::ControlPlaneBundle) && !self.is_going()
     }
+}
+
+/// Id of the load balancer in front of a cluster's API, as the cloud knows it.
+pub fn own_load_balancer(cluster: &ClusterId) -> String {
+    format!("loadbalancer_{}", cluster.ulid())
 }
 
 /// A worker of a node group.

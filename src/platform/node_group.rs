@@ -9,7 +9,8 @@
 //! A node is recorded before its VM is asked for, and its VM has the node's id: so no VM is ever without
 //! a record that names it. A node goes in the other order: drained, VM deleted, and only when the VM is
 //! gone is the node struck off, together with its name. Nodes that fail, and all of them after an update,
-//! are replaced one at a time whatever the group's status: see [`super::replacement`].
+//! are replaced one at a time whatever the group's status: see [`super::replacement`]. While a group is READY and
+//! nothing else is to do, nodes that crowd in one site move to another that has room.
 //!
 //! Worked example (group `w`, target 2 to 4 to 1): nodes `w-node0`, `w-node1` are READY; the resize to 4
 //! adds the lowest free numbers, `w-node2` and `w-node3`; the resize to 1 drains the highest, `w-node3`,
@@ -24,10 +25,11 @@ use crate::infra::Datacenter;
 use crate::kubernetes::Drain;
 
 use super::deployment_event::{DeploymentEvent, EventStatus, OperationKind};
+use super::identity;
 use super::model::{Node, NodeGroup, NodeGroupStatus, NodeId, NodeStatus};
-use super::replacement::{self, Lifecycle, Reason, Replica, Sight, Tries};
+use super::placement::{self, Openings, Rule};
+use super::replacement::{self, LOOK_AGAIN, Lifecycle, Reason, Replica, Sight, Tries};
 use super::vm_state::VmState;
-use super::{identity, placement};
 
 /// How long a group stays PENDING and CREATED, once its cluster can take nodes.
 const ACCEPT: Duration = Duration::from_secs(1);
@@ -39,6 +41,8 @@ const FAILED_AFTER: u32 = 5;
 /// Nodes added in one change of the record: each needs operations of the same transaction, and etcd
 /// allows 128 by default.
 const MAX_ADDED: usize = 32;
+/// How nodes lie to one another.
+pub const RULE: Rule = Rule::Spread;
 
 /// What is seen of the world beside the record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct Seen {
     pub taken_names: BTreeSet<String>,
     /// How many replacements may begin now; as many as need be, if `None`.
     pub replacements: Option<usize>,
+    /// Which sites take a node that moves: none while the cluster is busy with something else.
+    pub openings: Openings,
 }
 
 /// Something to be done to the world; each is idempotent.
@@ -170,6 +176,16 @@ pub fn decide(group: &NodeGroup, seen: &Seen, now: Timestamp, seed: u64) -> Deci
     decision
 }
 
+/// Whether a node would be better off at another site, if there were room everywhere.
+pub fn is_misplaced(group: &NodeGroup) -> bool {
+    let (all, sites) = (
+        BTreeSet::from(Datacenter::ALL),
+        replacement::sites(&group.nodes, None),
+    );
+    group.status == NodeGroupStatus::Ready
+        && !placement::better_sites(RULE, &sites, &all).is_empty()
+}
+
 fn ready_nodes(group: &NodeGroup) -> u32 {
     let ready = |node: &&Node| node.status == NodeStatus::Ready;
     u32::try_from(group.nodes.iter().filter(ready).count()).unwrap_or(u32::MAX)
@@ -190,26 +206,47 @@ fn keep(next: &mut NodeGroup, seen: &Seen, now: Timestamp, seed: u64, decision: 
     walk(next, &sight, decision);
     size(next, seen, &sight, seed);
     let outdated = |node: &Node| seen.rolls && node.version != seen.version;
-    let due = replacement::to_replace(&next.nodes, &next.tries, &sight, outdated, |_| false);
+    let nowhere = Openings::default();
+    let openings = match next.status {
+        NodeGroupStatus::Ready => &seen.openings,
+        _ => &nowhere,
+    };
+    let sites = replacement::sites(&next.nodes, None);
+    let moves = placement::better_sites(RULE, &sites, &openings.open);
+    let misplaced = |index: usize| moves.contains_key(&next.nodes[index].datacenter);
+    let wanted = !moves.is_empty()
+        || next
+            .nodes
+            .iter()
+            .any(|node| node.counts() && outdated(node));
+    if !wanted && !placement::better_sites(RULE, &sites, &openings.there()).is_empty() {
+        decision.wake_by(now.saturating_add(LOOK_AGAIN));
+    }
+    let due = replacement::to_replace(&next.nodes, &next.tries, &sight, outdated, misplaced);
     decision.deferred = due.is_some() && seen.replacements == Some(0);
     if let Some((index, reason)) = due.filter(|_| !decision.deferred) {
         let old = &next.nodes[index];
-        let (id, name, site) = (old.id.to_string(), old.name.clone(), old.datacenter);
-        let others = sites(&next.nodes, Some(index));
-        let new = new_node(next, seen, now, seed, site, &others, Some(id));
-        let why = match reason {
-            Reason::Unhealthy => "does not answer",
-            Reason::Outdated | Reason::Misplaced => "is to be renewed",
+        let (name, from) = (old.name.clone(), old.datacenter);
+        let life = Lifecycle {
+            replaces: Some(old.id.to_string()),
+            moves: reason == Reason::Misplaced,
+            ..Lifecycle::default()
+        };
+        let others = replacement::sites(&next.nodes, Some(index));
+        let to = moves.get(&from).copied().filter(|_| life.moves);
+        let site = to.unwrap_or_else(|| best_site(from, &others));
+        let new = new_node(next, seen, now, seed, site, life);
+        let (why, reason) = match reason {
+            Reason::Unhealthy => (String::from("does not answer"), "NodeUnhealthy"),
+            Reason::Outdated => (String::from("is to be renewed"), "NodeOutdated"),
+            Reason::Misplaced => (format!("is to leave {from} for {site}"), "NodeMisplaced"),
         };
         let message = format!("{name} {why}: {new} is to take its place");
-        let reason = match reason {
-            Reason::Unhealthy => "NodeUnhealthy",
-            Reason::Outdated | Reason::Misplaced => "NodeOutdated",
-        };
         tell(next, now, EventStatus::Started, reason, message, decision);
     }
     let target = usize::try_from(next.target_node_count).unwrap_or(usize::MAX);
-    if target > 0 && replacement::is_at_rest(&next.nodes, target, &sight) {
+    // A change that is still wanted goes on with its pauses.
+    if target > 0 && !wanted && replacement::is_at_rest(&next.nodes, target, &sight) {
         next.tries = Tries::default();
     }
     // Whatever waits for the end of the pause: each round says anew when the next is due.
@@ -290,10 +327,9 @@ fn walk(next: &mut NodeGroup, sight: &Sight<'_>, decision: &mut Decision) {
     }
 }
 
-fn sites(nodes: &[Node], without: Option<usize>) -> Vec<Datacenter> {
-    let others = nodes.iter().enumerate();
-    let others = others.filter(|(index, node)| Some(*index) != without && !node.is_leaving());
-    others.map(|(_, node)| node.datacenter).collect()
+fn best_site(preferred: Datacenter, others: &[Datacenter]) -> Datacenter {
+    let open = BTreeSet::from(Datacenter::ALL);
+    placement::choose(RULE, preferred, others, &open).unwrap_or(preferred)
 }
 
 /// Records another node, with the lowest free number. Returns its name.
@@ -302,9 +338,8 @@ fn new_node(
     seen: &Seen,
     now: Timestamp,
     seed: u64,
-    preferred: Datacenter,
-    others: &[Datacenter],
-    replaces: Option<String>,
+    datacenter: Datacenter,
+    life: Lifecycle,
 ) -> String {
     let is_free = |name: &String| {
         let own = next.nodes.iter().any(|node| node.name == *name);
@@ -315,20 +350,15 @@ fn new_node(
         .into_iter()
         .find(|(_, name)| is_free(name))
         .unwrap_or_default();
-    let open = BTreeSet::from(Datacenter::ALL);
-    let site = placement::choose(placement::Rule::Spread, preferred, others, &open);
     next.nodes.push(Node {
         id: NodeId::new(identity::mint(seed, now, next.id.as_str(), next.allocated)),
         name: name.clone(),
         number,
         status: NodeStatus::Deploying,
-        datacenter: site.unwrap_or(preferred),
+        datacenter,
         created_at: now,
         version: seen.version.clone(),
-        life: Lifecycle {
-            replaces,
-            ..Lifecycle::default()
-        },
+        life,
     });
     next.allocated += 1;
     next.nodes.sort_by_key(|node| node.number);
@@ -347,8 +377,8 @@ fn size(next: &mut NodeGroup, seen: &Seen, sight: &Sight<'_>, seed: u64) {
     }
     for _ in staying..target.min(staying.saturating_add(MAX_ADDED)) {
         let preferred = placement::of_node(&next.id, next.allocated);
-        let others = sites(&next.nodes, None);
-        new_node(next, seen, sight.now, seed, preferred, &others, None);
+        let site = best_site(preferred, &replacement::sites(&next.nodes, None));
+        new_node(next, seen, sight.now, seed, site, Lifecycle::default());
     }
 }
 
@@ -381,10 +411,18 @@ fn drain(next: &mut NodeGroup, keep: usize, sight: &Sight<'_>) {
     }
 }
 
-/// Has the site of a node refused it for want of room.
-pub fn refuse(group: &mut NodeGroup, id: &str, now: Timestamp) {
-    let rule = placement::Rule::Spread;
-    replacement::refuse(&mut group.nodes, &mut group.tries, id, rule, now);
+/// Has the site of a node of `group` refused it for want of room.
+pub fn refuse(group: &NodeGroup, id: &str, now: Timestamp, decision: &mut Decision) {
+    let next = decision.next.get_or_insert_with(|| group.clone());
+    let given_up = replacement::refuse(&mut next.nodes, &mut next.tries, id, RULE, now);
+    if let Some(Node {
+        name, datacenter, ..
+    }) = given_up
+    {
+        let message = format!("{datacenter} has no room for {name}: nothing moves");
+        let status = EventStatus::Failed;
+        tell(group, now, status, "NodeMisplaced", message, decision);
+    }
 }
 
 /// The statuses follow what is seen.

@@ -5,8 +5,11 @@
 //! differs from cluster to cluster, so that no site fills up before the others; each component of a
 //! DISTRIBUTED cluster starts one site further. An ALL_IN_ONE cluster stays within one site: the
 //! product promises no more (spec, "Cluster topologies"). Workers go round the sites.
+//!
+//! Whoever had to go elsewhere, as a site was lost or full, moves back one at a time when there is room again:
+//! only where that leaves two sites more alike, so that moving comes to an end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
@@ -90,6 +93,42 @@ pub fn better(
     improves.then_some(best)
 }
 
+/// Where replicas would be better off, among the `open` sites: by the site at which they are, for those at the
+/// same one are as well off as each other. `sites` are those of all of them.
+pub fn better_sites(
+    rule: Rule,
+    sites: &[Datacenter],
+    open: &BTreeSet<Datacenter>,
+) -> BTreeMap<Datacenter, Datacenter> {
+    let to = |own: Datacenter| {
+        let mut others = sites.to_vec();
+        others.swap_remove(others.iter().position(|site| *site == own)?);
+        better(rule, own, &others, open)
+    };
+    let known: BTreeSet<Datacenter> = match open.is_empty() {
+        true => BTreeSet::new(),
+        false => sites.iter().copied().collect(),
+    };
+    let found = known.into_iter().map(|own| (own, to(own)));
+    found.filter_map(|(own, to)| Some((own, to?))).collect()
+}
+
+/// Which sites would take a VM of some size now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Openings {
+    /// There is room.
+    pub open: BTreeSet<Datacenter>,
+    /// They answer, and have no room.
+    pub full: BTreeSet<Datacenter>,
+}
+
+impl Openings {
+    /// All that answer, with room or without.
+    pub fn there(&self) -> BTreeSet<Datacenter> {
+        self.open.union(&self.full).copied().collect()
+    }
+}
+
 fn start(id: &str) -> usize {
     usize::from(Sha256::digest(id)[0])
 }
@@ -147,6 +186,46 @@ mod tests {
         check(Rule::Together, Par1, &[Par1, Par2, Par2], all, Some(Par2));
         check(Rule::Together, Par1, &[Par2, Par2], &[Par1, Par3], None);
         check(Rule::Together, Par1, &[], all, None);
+    }
+
+    proptest! {
+        /// However many there are, and whatever site closes and opens meanwhile: each move leaves the sites
+        /// more alike, so their number is bounded by where they began, and at the end the open sites are as
+        /// alike as can be.
+        #[test]
+        fn the_spread_of_many_improves_with_each_move(
+            places in proptest::collection::vec(0usize..3, 1..40),
+            doors in proptest::collection::vec(1usize..8, 1..10),
+        ) {
+            let mut sites: Vec<Datacenter> = places.into_iter().map(site).collect();
+            let count = |sites: &[Datacenter], at| sites.iter().filter(|site| **site == at).count();
+            let squares = |sites: &[Datacenter]| -> usize {
+                Datacenter::ALL.map(|at| count(sites, at).pow(2)).into_iter().sum()
+            };
+            let move_of = |sites: &[Datacenter], open: &BTreeSet<Datacenter>| {
+                let (from, to) = better_sites(Rule::Spread, sites, open).pop_first()?;
+                Some((sites.iter().position(|site| *site == from)?, to))
+            };
+            let mut moves_left = squares(&sites) / 2;
+            for door in doors {
+                let is_open = |at: &Datacenter| {
+                    Datacenter::ALL.iter().position(|it| it == at).is_some_and(|bit| door >> bit & 1 == 1)
+                };
+                let open: BTreeSet<Datacenter> = Datacenter::ALL.into_iter().filter(is_open).collect();
+                while let Some((index, to)) = move_of(&sites, &open) {
+                    prop_assert!(open.contains(&to));
+                    let before = squares(&sites);
+                    sites[index] = to;
+                    prop_assert!(squares(&sites) + 2 <= before, "{sites:?}");
+                    prop_assert!(moves_left > 0);
+                    moves_left -= 1;
+                }
+                let least = open.iter().map(|at| count(&sites, *at)).min().unwrap_or(0);
+                for at in Datacenter::ALL {
+                    prop_assert!(count(&sites, at) <= least + 1 , "{sites:?} with {open:?}");
+                }
+            }
+        }
     }
 
     proptest! {

@@ -24,6 +24,7 @@
 //! - one that does not come to run in [`BOOT_LIMIT`] has failed, wherever it is;
 //! - a successor that fails is one that never served; its predecessor then waits for the next;
 //! - failures come before planned changes, and a planned change waits until every replica is healthy;
+//! - a move to a better site is given up when that site turns out to have no room, and begun again later;
 //! - a replica that cannot be reached is not waited for when it is drained;
 //! - deleting a VM takes its time in the background: the next change need not wait for it.
 
@@ -51,6 +52,9 @@ const DRAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// The pause after the first failure; doubles with each in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// After so long, room is looked for again at a site that was full: nobody tells here when somebody else's
+/// VM goes.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// Replicas that a round changes at most: each change needs operations of one transaction, and etcd allows
 /// 128 by default. The change of the record brings the next round.
 const MAX_CHANGED: usize = 32;
@@ -61,6 +65,9 @@ const MAX_CHANGED: usize = 32;
 pub struct Lifecycle {
     /// Id of the one that goes once this one serves; `None`: it is one of those asked for.
     pub replaces: Option<String>,
+    /// That one is well, and would only be better off at this one's site.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub moves: bool,
     /// It was healthy long enough to count.
     pub served: bool,
     /// Since when it is seen unhealthy.
@@ -420,6 +427,13 @@ pub fn to_replace<R: Replica>(
     far.map(|(index, _)| (index, Reason::Misplaced))
 }
 
+/// Where those of the pool are that stay, but for the one at `without`.
+pub fn sites<R: Replica>(pool: &[R], without: Option<usize>) -> Vec<Datacenter> {
+    let others = pool.iter().enumerate();
+    let others = others.filter(|(index, replica)| Some(*index) != without && !replica.is_leaving());
+    others.map(|(_, replica)| replica.datacenter()).collect()
+}
+
 /// Whether nothing of the pool changes: as many as are asked for serve, and nobody else is there but
 /// those whose VMs are going.
 pub fn is_at_rest<R: Replica>(pool: &[R], wanted: usize, sight: &Sight<'_>) -> bool {
@@ -429,18 +443,22 @@ pub fn is_at_rest<R: Replica>(pool: &[R], wanted: usize, sight: &Sight<'_>) -> b
 }
 
 /// Has the site of `id` refused it for want of room: the next best is tried, and when all have refused,
-/// all are tried again after a pause.
+/// all are tried again after a pause. One that was to move another has no other purpose: it is struck, and
+/// returned, when no site is left where that one would be better off.
 pub fn refuse<R: Replica>(
-    pool: &mut [R],
+    pool: &mut Vec<R>,
     tries: &mut Tries,
     id: &str,
     rule: placement::Rule,
     now: Timestamp,
-) {
-    let Some(index) = pool.iter().position(|replica| replica.id() == id) else {
-        return;
-    };
+) -> Option<R> {
+    let index = pool.iter().position(|replica| replica.id() == id)?;
     let predecessor = pool[index].life().replaces.clone();
+    let moved = pool
+        .iter()
+        .find(|old| Some(old.id()) == predecessor.as_deref());
+    let moved = moved.filter(|old| !old.is_leaving() && old.life().unhealthy_since.is_none());
+    let moved = moved.map(Replica::datacenter);
     let stays = |other: &&R| {
         other.id() != id && Some(other.id()) != predecessor.as_deref() && !other.is_leaving()
     };
@@ -452,6 +470,17 @@ pub fn refuse<R: Replica>(
         .into_iter()
         .filter(|site| !replica.life().refused.contains(site))
         .collect();
+    if let (true, Some(from)) = (replica.life().moves, moved) {
+        match placement::better(rule, from, &others, &open) {
+            Some(next) => replica.set_datacenter(next),
+            None => {
+                // Not at once again, should the site go on to say that it has room.
+                tries.fail(now);
+                return Some(pool.remove(index));
+            }
+        }
+        return None;
+    }
     match placement::choose(rule, site, &others, &open) {
         Some(next) => replica.set_datacenter(next),
         None => {
@@ -465,4 +494,5 @@ pub fn refuse<R: Replica>(
             }
         }
     }
+    None
 }

@@ -16,6 +16,7 @@ use crate::infra::{Cloud, CloudConfig};
 use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
 use crate::leader::Term;
 
+use super::cluster::Applied;
 use super::cluster_api::{ClusterApi, ClusterApiError};
 use super::{
     ClusterId, ClusterStatus, CreateCluster, Flavor, NodeGroup, NodeGroupId, NodeGroupStatus,
@@ -44,6 +45,8 @@ pub(super) struct KnownCluster {
     /// (reason, message) in the order of the calls.
     pub events: Vec<(String, String)>,
     pub rotations: u32,
+    /// Manifests in the order of the calls.
+    pub applied: Vec<String>,
 }
 
 /// Stands in for the Kubernetes layer: it outlives a kill, as that layer's records do.
@@ -113,6 +116,25 @@ impl ClusterApi for FakeKubernetes {
                 },
                 false => Drain::Drained,
             })
+        })
+    }
+
+    /// Refuses those that say `forbidden`.
+    fn apply_manifests<'a>(
+        &'a self,
+        id: &'a str,
+        manifests: &'a [String],
+    ) -> BoxFuture<'a, Result<Applied, ClusterApiError>> {
+        Box::pin(async move {
+            let serves = |cluster: &KnownCluster| cluster.control_plane.serves();
+            if !self.clusters.lock().get(id).is_some_and(serves) {
+                return Err(ClusterApiError(format!("nobody answers for {id}")));
+            }
+            if manifests.iter().any(|text| text.contains("forbidden")) {
+                return Ok(Applied::Refused(String::from("it is forbidden")));
+            }
+            self.change(id, |cluster| cluster.applied.extend_from_slice(manifests))?;
+            Ok(Applied::All)
         })
     }
 

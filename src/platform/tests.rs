@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 mod billed_year;
 mod quota_paths;
 mod quoted_month;
+mod redeployment;
 mod replacement_overlap;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,7 @@ use super::super::quota::Ledger;
 use super::super::replacement::Replica as _;
 use super::super::validation;
 use super::*;
+use crate::infra::Datacenter;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -158,6 +159,44 @@ fn each_operation_has_its_steps() {
 }
 
 #[test]
+fn a_redeployment_has_a_step_for_manifests_only_if_there_are_any() {
+    let check = |before: usize, after: usize, applied: Option<Applied>, expect: &[&str]| {
+        let mut cluster = cluster();
+        run(&mut cluster, all_there);
+        cluster.status = ClusterStatus::ToRedeploy;
+        let text = String::from("apiVersion: v1\nkind: Pod\nmetadata: {name: a}");
+        let hooks = Hooks::new(vec![text.clone(); before], vec![text; after]);
+        cluster.operation = Some(Operation {
+            hooks: hooks.unwrap(),
+            ..Operation::asked(OperationKind::Redeploy, NOW)
+        });
+        let (mut way, took) = run(&mut cluster, |cluster| Seen {
+            applied: applied.clone(),
+            ..serving(cluster, &[])
+        });
+        way.dedup();
+        assert_eq!(way, expect, "{before} before, {after} after");
+        took
+    };
+    let all = Some(Applied::All);
+    let before = "REDEPLOYING REDEPLOY_BEFORE_YAML";
+    let after = "REDEPLOYING REDEPLOY_AFTER_YAML";
+    let roll = "REDEPLOYING CONTROL_PLANE_BUNDLE";
+    let plugins = "REDEPLOYING PLUGIN_RECONCILE";
+    check(1, 0, all.clone(), &[before, roll, plugins, "ACTIVE"]);
+    check(0, 2, all.clone(), &[roll, plugins, after, "ACTIVE"]);
+    check(1, 1, all, &[before, roll, plugins, after, "ACTIVE"]);
+    let refused = Some(Applied::Refused(String::from("no")));
+    let failed = "FAILED REDEPLOY_BEFORE_YAML";
+    let took = check(1, 1, refused.clone(), &[before, failed]);
+    assert_eq!(took, ACCEPT, "at once");
+    let failed = "FAILED REDEPLOY_AFTER_YAML";
+    check(0, 1, refused, &[roll, plugins, after, failed]);
+    let took = check(1, 0, None, &[before, "FAILED REDEPLOY_BEFORE_YAML"]);
+    assert!(took > STEP_LIMIT, "an API that never answers");
+}
+
+#[test]
 fn a_step_that_waits_for_ever_fails() {
     let mut cluster = cluster();
     let without_vms = |cluster: &Cluster| Seen {
@@ -184,6 +223,7 @@ fn vms_are_asked_for_until_they_are_there() {
         due: NOW,
         node_group: None,
         outdated_nodes: 0,
+        hooks: Hooks::default(),
     });
     let check = |states: [VmState; 2], acts: usize, goes_on: bool| {
         let vms = cluster.control_plane.iter().map(|vm| vm.id.clone());
@@ -418,9 +458,54 @@ fn a_successor_that_found_no_room_goes_to_the_site_of_the_one_it_replaces() {
     assert_eq!(successor.life.replaces, Some(died.id));
     assert_eq!(successor.datacenter, died.datacenter);
     for _ in 0..3 {
-        control_plane::refuse(&mut cluster, &successor.id, later);
+        assert!(control_plane::refuse(&mut cluster, &successor.id, later).is_none());
     }
     let successor = &cluster.control_plane[3];
     assert!(successor.life.retry_at > Some(later), "a pause");
     assert_eq!(successor.datacenter, died.datacenter);
+}
+
+#[test]
+fn a_replica_that_was_to_move_stays_when_there_is_no_room_after_all() {
+    let mut cluster = cluster_of(Topology::DedicatedCompute {
+        flavor: Flavor::Xs,
+        replication_factor: 2,
+    });
+    run(&mut cluster, all_there);
+    let site = cluster.control_plane[0].datacenter;
+    cluster.control_plane[1].datacenter = site;
+    let mut seen = all_there(&cluster);
+    seen.openings = BTreeMap::from([(
+        Flavor::Xs,
+        Openings {
+            open: Datacenter::ALL.into_iter().collect(),
+            full: BTreeSet::new(),
+        },
+    )]);
+    let begun = decide(&cluster, &seen, NOW).next.expect("one moves");
+    let successor = begun.control_plane.iter().find(|vm| vm.life.moves);
+    let successor = successor.expect("a successor").clone();
+    assert_ne!(successor.datacenter, site);
+    let mut decision = Decision {
+        next: Some(begun.clone()),
+        ..Decision::default()
+    };
+    refuse(&begun, &successor.id, NOW, &mut decision);
+    let other = decision.next.clone().expect("it goes to the third site");
+    assert_eq!(other.control_plane.len(), 3);
+    assert!(decision.events.is_empty());
+    refuse(&begun, &successor.id, NOW, &mut decision);
+    assert_eq!(
+        decision.next.expect("a change").control_plane,
+        cluster.control_plane
+    );
+    assert_eq!(decision.events.len(), 1, "and it is said");
+    // No site has room, one might have later.
+    for openings in seen.openings.values_mut() {
+        openings.full = std::mem::take(&mut openings.open);
+    }
+    let waiting = decide(&cluster, &seen, NOW);
+    assert_eq!(waiting.next, None);
+    let look_again = NOW.saturating_add(super::super::replacement::LOOK_AGAIN);
+    assert_eq!(waiting.wake, Some(look_again));
 }

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
-use crate::infra::fleet::Room;
 use crate::infra::reflector::Change as Observed;
-use crate::infra::{self, CloudError, Datacenter, LoadBalancerSpec, NetworkKind, VmId, reflector};
+use crate::infra::{self, CloudError, LoadBalancerSpec, NetworkKind, VmId, reflector};
 use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
-use crate::platform::cluster::{self, Act, Notice, Seen};
+use crate::platform::cluster::{self, Act, Applied, Notice, Seen};
 use crate::platform::cluster_api::ClusterApiError;
 use crate::platform::control_plane;
 use crate::platform::deployment_event::Step;
@@ -18,6 +17,7 @@ use crate::platform::model::{
     Cluster, ClusterId, ClusterStatus, Component, Flavor, LoadBalancer, Node, NodeGroupId, OwnerId,
     TopologyKind,
 };
+use crate::platform::placement::Openings;
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
 use crate::platform::vm_state::VmState;
 
@@ -89,7 +89,7 @@ impl ClusterController {
             network_group: cloud.network(&cluster.network_group_id).is_some(),
             load_balancer_network: cloud.network(&cluster.load_balancer_network_id()).is_some(),
             load_balancer: cloud
-                .load_balancer(&load_balancer_id(cluster))
+                .load_balancer(&cluster.load_balancer_id())
                 .map(|found| LoadBalancer {
                     id: found.id,
                     flavor: found.flavor,
@@ -106,29 +106,36 @@ impl ClusterController {
                 .store
                 .view
                 .with(|records| reflector::under(records, &load_balancers).count()),
-            open: match cluster.status {
-                ClusterStatus::Active => self.open_sites(cluster),
+            applied: self.apply(cluster).await,
+            openings: match cluster.status {
+                ClusterStatus::Active => self.openings(cluster),
                 _ => BTreeMap::new(),
             },
         }
     }
 
+    /// Applies what the operation says is to be applied now; it may have been before.
+    async fn apply(&self, cluster: &Cluster) -> Option<Applied> {
+        let manifests = cluster.operation.as_ref()?.manifests();
+        if manifests.is_empty() || cluster.status == ClusterStatus::Failed || cluster.is_going() {
+            return None;
+        }
+        let id = cluster.id.as_str();
+        let applied = self.context.kubernetes.apply_manifests(id, manifests);
+        applied
+            .await
+            .inspect_err(|error| {
+                tracing::debug!(%error, cluster = id, "manifests cannot be applied now");
+            })
+            .ok()
+    }
+
     /// Where VMs could go that would be better off elsewhere; nothing, almost always.
-    fn open_sites(&self, cluster: &Cluster) -> BTreeMap<Flavor, BTreeSet<Datacenter>> {
+    fn openings(&self, cluster: &Cluster) -> BTreeMap<Flavor, Openings> {
         let flavors = control_plane::misplaced(cluster).into_iter();
-        let open = |flavor: Flavor| {
-            let size = flavor.size();
-            let room = Room {
-                vcpus: size.vcpus,
-                ram_gb: size.ram_gb,
-            };
-            let has_room = |site: &Datacenter| self.context.cloud.has_room(*site, room);
-            (
-                flavor,
-                Datacenter::ALL.into_iter().filter(has_room).collect(),
-            )
-        };
-        flavors.map(open).collect()
+        flavors
+            .map(|flavor| (flavor, self.context.openings(flavor)))
+            .collect()
     }
 
     /// Keys of the clusters with VMs that would be better off elsewhere.
@@ -202,7 +209,7 @@ impl ClusterController {
             }
             Act::CreateLoadBalancer => {
                 let spec = LoadBalancerSpec {
-                    id: load_balancer_id(cluster),
+                    id: cluster.load_balancer_id(),
                     owner,
                     flavor: LOAD_BALANCER_FLAVOR.to_owned(),
                     domain_name: load_balancer_domain(cluster),
@@ -221,7 +228,7 @@ impl ClusterController {
             }
             Act::DeleteLoadBalancer => {
                 cloud
-                    .delete_load_balancer(&load_balancer_id(cluster))
+                    .delete_load_balancer(&cluster.load_balancer_id())
                     .await?;
             }
             Act::DeleteVolumes => {
@@ -314,10 +321,6 @@ impl ClusterController {
     }
 }
 
-fn load_balancer_id(cluster: &Cluster) -> String {
-    format!("loadbalancer_{}", cluster.id.ulid())
-}
-
 fn load_balancer_domain(cluster: &Cluster) -> String {
     // RFC 6761: no such name exists outside of tests.
     format!(
@@ -397,8 +400,7 @@ impl Controller for ClusterController {
                 for act in &acts {
                     let done = self.act(&cluster.value, act).await?;
                     if let (false, Act::CreateVm(vm)) = (done, act) {
-                        let next = decision.next.get_or_insert_with(|| cluster.value.clone());
-                        control_plane::refuse(next, &vm.id, now);
+                        cluster::refuse(&cluster.value, &vm.id, now, &mut decision);
                     }
                 }
                 if self.record(&cluster, &decision).await? {

@@ -17,13 +17,16 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use crate::clock::Timestamp;
+use crate::infra::fleet::Room;
 use crate::infra::reflector::Change;
 use crate::infra::work_queue::{WorkQueue, Workers};
-use crate::infra::{self, Cloud};
+use crate::infra::{self, Cloud, Datacenter};
 use crate::leader::Term;
 
 use super::cluster_api::ClusterApi;
 use super::error::PlatformError;
+use super::model::Flavor;
+use super::placement::Openings;
 use super::store::{self, CloudOwner, Store};
 use super::turns::{Turns, under_way};
 
@@ -36,6 +39,26 @@ pub struct Context {
     pub seed: u64,
     pub auto_upgrade: bool,
     pub turns: Turns,
+}
+
+impl Context {
+    /// Which sites would take a VM of that flavor now.
+    fn openings(&self, flavor: Flavor) -> Openings {
+        let size = flavor.size();
+        let room = Room {
+            vcpus: size.vcpus,
+            ram_gb: size.ram_gb,
+        };
+        let mut openings = Openings::default();
+        for site in Datacenter::ALL {
+            if self.cloud.has_room(site, room) {
+                openings.open.insert(site);
+            } else if self.cloud.site(site).is_reachable() {
+                openings.full.insert(site);
+            }
+        }
+        openings
+    }
 }
 
 /// How often a round is taken again at once, after somebody else's change came first.

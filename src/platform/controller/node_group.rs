@@ -11,6 +11,7 @@ use crate::platform::model::{
     Cluster, ClusterId, ClusterStatus, NodeGroup, NodeGroupId, NodeGroupStatus,
 };
 use crate::platform::node_group::{self, Act, Notice, Seen};
+use crate::platform::placement::Openings;
 use crate::platform::quota::Resources;
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
 use crate::platform::vm_state::VmState;
@@ -48,7 +49,26 @@ impl NodeGroupController {
             rolls: rolls && cluster.status != ClusterStatus::Failed,
             taken_names: store::taken_names(&self.context.store.view, &cluster.id),
             replacements: None,
+            openings: match cluster.status {
+                ClusterStatus::Active if node_group::is_misplaced(group) => {
+                    self.context.openings(group.flavor)
+                }
+                _ => Openings::default(),
+            },
         }
+    }
+
+    /// Keys of the groups with nodes that would be better off elsewhere.
+    fn misplaced(&self) -> Vec<String> {
+        self.context.store.view.with(|records| {
+            reflector::under(records, store::NODE_GROUPS)
+                .filter(|(_, stored)| match stored.record.as_ref() {
+                    Record::NodeGroup(group) => node_group::is_misplaced(group),
+                    _ => false,
+                })
+                .map(|(key, _)| key.clone())
+                .collect()
+        })
     }
 
     /// Whether it could be done: a site may have no room.
@@ -154,13 +174,18 @@ impl Controller for NodeGroupController {
     fn on_cloud(
         &self,
         owner: Option<&CloudOwner>,
-        _change: &Observed<'_, infra::record::Record>,
+        change: &Observed<'_, infra::record::Record>,
     ) -> Vec<String> {
-        let key = |owner: &CloudOwner| {
-            let id = owner.node_group.as_ref()?;
-            Some(store::node_group_key(&owner.cluster, id))
-        };
-        owner.and_then(key).into_iter().collect()
+        if let Some(owner) = owner {
+            let id = owner.node_group.as_ref();
+            let key = id.map(|id| store::node_group_key(&owner.cluster, id));
+            return key.into_iter().collect();
+        }
+        match change.new.map(AsRef::as_ref) {
+            // There may be room again for who had to go elsewhere.
+            Some(infra::record::Record::Site(..)) => self.misplaced(),
+            _ => Vec::new(),
+        }
     }
 
     fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a> {
@@ -189,8 +214,7 @@ impl Controller for NodeGroupController {
                 for act in &acts {
                     let done = self.act(&cluster.value, &group.value, act).await?;
                     if let (false, Act::CreateVm(node)) = (done, act) {
-                        let next = decision.next.get_or_insert_with(|| group.value.clone());
-                        node_group::refuse(next, node.id.as_str(), now);
+                        node_group::refuse(&group.value, node.id.as_str(), now, &mut decision);
                     }
                 }
                 if self.record(&group, &decision).await? {

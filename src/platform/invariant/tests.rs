@@ -9,6 +9,7 @@ use super::*;
 async fn at_rest() -> Snapshot {
     let world = World::new().await;
     let mut order = request("demo", BUNDLE);
+    order.features.csi = true;
     order.node_groups = vec![CreateNodeGroup::new("default", Flavor::Xxs, 2)];
     let view = world
         .platform
@@ -30,6 +31,9 @@ async fn at_rest() -> Snapshot {
     ] {
         ledger.holdings.insert(item.0, item.1);
     }
+    let of = super::super::store::CloudOwner::of_cluster(&view.cluster).to_string();
+    let made = world.cloud.create_volume("volume", &of, 1 << 30).await;
+    made.unwrap();
     let records = [
         Record::Cluster(view.cluster),
         Record::NodeGroup(view.node_groups[0].clone()),
@@ -112,6 +116,20 @@ async fn each_rule_finds_what_breaks_it() {
         &["active-load-balancer"],
     );
     check(
+        |s| s.clusters[0].features.csi = false,
+        &["volume-without-storage"],
+    );
+    check(
+        |s| s.inventory.volumes[0].used_bytes = (1 << 30) + 1,
+        &["volume-usage"],
+    );
+    check(|s| s.inventory.volumes[0].metered_since = None, &["meter"]);
+    check(|s| s.inventory.vms[0].metered_since = None, &["meter"]);
+    check(
+        |s| s.inventory.load_balancers[0].metered_since = Some(Timestamp(0)),
+        &["meter"],
+    );
+    check(
         |s| s.clusters[0].status = ClusterStatus::Deleted,
         &[
             "deleted-cluster",
@@ -119,6 +137,7 @@ async fn each_rule_finds_what_breaks_it() {
             "load-balancer-leak",
             "network-leak",
             "node-group-without-cluster",
+            "volume-leak",
         ],
     );
 }

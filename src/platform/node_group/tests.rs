@@ -8,6 +8,8 @@ use super::*;
 
 use proptest::prelude::*;
 
+mod moves;
+
 const NOW: Timestamp = Timestamp(1_000_000);
 
 fn group(name: &str, target: u32) -> NodeGroup {
@@ -34,9 +36,14 @@ struct World {
     version: String,
     /// The next so many VMs do not come to run.
     boots_fail: u32,
+    /// Sites that take VMs; the others are away, and what is there does not answer.
+    open: BTreeSet<Datacenter>,
+    /// Sites that are said to take VMs and then do not.
+    full: BTreeSet<Datacenter>,
 }
 
 struct Simulated {
+    datacenter: Datacenter,
     asked_for: Timestamp,
     running: Timestamp,
     gone: Option<Timestamp>,
@@ -59,6 +66,8 @@ impl World {
             taken: BTreeSet::new(),
             version: String::from("1.35"),
             boots_fail: 0,
+            open: BTreeSet::from(Datacenter::ALL),
+            full: BTreeSet::new(),
         }
     }
 
@@ -68,8 +77,8 @@ impl World {
             None if vm.fails && vm.running <= self.now => VmState::Failed,
             None if vm.running <= self.now => VmState::Running {
                 since: vm.running,
-                healthy: !vm.down,
-                reachable: !vm.down,
+                healthy: self.answers(vm),
+                reachable: self.answers(vm),
             },
             None => VmState::Provisioning {
                 since: vm.asked_for,
@@ -86,6 +95,10 @@ impl World {
             taken_names: self.taken.clone(),
             version: self.version.clone(),
             replacements: None,
+            openings: Openings {
+                open: self.open.clone(),
+                full: BTreeSet::new(),
+            },
             rolls: true,
             // Only what runs can be drained.
             drains: self
@@ -97,6 +110,10 @@ impl World {
         }
     }
 
+    fn answers(&self, vm: &Simulated) -> bool {
+        !vm.down && self.open.contains(&vm.datacenter)
+    }
+
     /// One round. Returns whether it changed anything.
     fn round(&mut self) -> bool {
         self.vms
@@ -104,10 +121,16 @@ impl World {
         let Some(group) = &self.group else {
             return false;
         };
-        let decision = decide(group, &self.seen(), self.now, 0);
+        let mut decision = decide(group, &self.seen(), self.now, 0);
         let acted = !decision.acts.is_empty();
-        for act in decision.acts {
+        for act in std::mem::take(&mut decision.acts) {
             match act {
+                Act::CreateVm(node)
+                    if self.full.contains(&node.datacenter)
+                        || !self.open.contains(&node.datacenter) =>
+                {
+                    refuse(group, node.id.as_str(), self.now, &mut decision);
+                }
                 Act::CreateVm(node) => {
                     assert!(
                         group.nodes.iter().any(|known| known.id == node.id),
@@ -119,6 +142,7 @@ impl World {
                         asked_for: self.now,
                         running: self.now.saturating_add(BOOT),
                         gone: None,
+                        datacenter: node.datacenter,
                         down: false,
                         fails,
                     });
@@ -416,7 +440,7 @@ proptest! {
 
     #[test]
     fn whatever_fails_it_comes_to_rest_as_asked(
-        faults in proptest::collection::vec((0u8..6, 0usize..8, 1u64..120), 1..30),
+        faults in proptest::collection::vec((0u8..8, 0usize..8, 1u64..120), 1..30),
     ) {
         let mut world = World::new(group("w", 3));
         world.run(100);
@@ -429,6 +453,8 @@ proptest! {
                 (2, Some(name)) => world.set_down(&name, false),
                 (3, _) => world.boots_fail += 1,
                 (4, _) => world.version = format!("1.{which}"),
+                (6, _) => drop(world.open.remove(&Datacenter::ALL[which % 3])),
+                (7, _) => world.open = BTreeSet::from(Datacenter::ALL),
                 _ if world.group().status == NodeGroupStatus::Ready => {
                     target = u32::try_from(which).unwrap();
                     world.resize(target);
@@ -437,8 +463,10 @@ proptest! {
             }
             world.run(seconds);
         }
+        world.open = BTreeSet::from(Datacenter::ALL);
         world.run(7200);
         world.check();
+        prop_assert!(!is_misplaced(world.group()), "{:?}", world.group());
         prop_assert_eq!(world.group().status, NodeGroupStatus::Ready);
         prop_assert_eq!(world.group().current_node_count, target);
         prop_assert_eq!(world.vms.len(), world.group().nodes.len());

@@ -1,7 +1,9 @@
 //! Bad days that once had no end: each was found by a month of [`month`](super::month).
 
+use std::sync::atomic::Ordering;
+
 use super::*;
-use crate::infra::{BootFault, BootScope, DatacenterState, Image, VmId};
+use crate::infra::{BootFault, BootScope, CapacityFault, DatacenterState, Image, VmId};
 
 async fn fail_boots(world: &World, failure_per_mille: u32) {
     let fault = BootFault {
@@ -84,6 +86,63 @@ async fn replicas_that_crowded_into_one_site_stand_apart_again() {
     assert_eq!(sites(&apart), BTreeSet::from(Datacenter::ALL));
     world.advance(86_400).await;
     assert_eq!(healed(&world, &id).await, apart, "and there they stay");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_that_crowded_into_two_sites_go_round_all_three_again() {
+    let world = World::new().await;
+    let mut order = request("demo", SMALL);
+    order.node_groups = vec![CreateNodeGroup::new("w", Flavor::Xxs, 6)];
+    let view = world.platform.create_cluster(&owner(), order).await;
+    let id = view.unwrap().cluster.id;
+    world.advance(400).await;
+    let spread = |view: &ClusterView| -> [usize; 3] {
+        let nodes = &view.node_groups[0].nodes;
+        Datacenter::ALL.map(|site| nodes.iter().filter(|n| n.datacenter == site).count())
+    };
+    assert_eq!(spread(&healed(&world, &id).await), [2, 2, 2]);
+    set_site(&world, Datacenter::Par2, DatacenterState::Lost).await;
+    world.advance(1800).await;
+    let crowded = healed(&world, &id).await;
+    assert_eq!(spread(&crowded), [3, 0, 3]);
+    // Nobody has room where it would be better: each hour it is asked again.
+    let full = CapacityFault::Exhausted;
+    world
+        .cloud
+        .set_capacity(Datacenter::Par2, full)
+        .await
+        .unwrap();
+    set_site(&world, Datacenter::Par2, DatacenterState::Up).await;
+    world.advance(3 * 3600).await;
+    assert_eq!(healed(&world, &id).await, crowded);
+    let (cloud, none) = (&world.cloud, CapacityFault::None);
+    cloud.set_capacity(Datacenter::Par2, none).await.unwrap();
+    // Budgets hold up each drain, up to its deadline.
+    world.kubernetes.budgets.store(true, Ordering::Relaxed);
+    let drains_before = world.kubernetes.clusters.lock()[id.as_str()].drains.len();
+    for _ in 0..1800 {
+        world.advance(1).await;
+        let view = world.platform.get_cluster(&owner(), &id).await.unwrap();
+        let nodes = &view.node_groups[0].nodes;
+        let moving = nodes
+            .iter()
+            .filter(|node| node.life.moves && !node.life.served);
+        let draining = nodes
+            .iter()
+            .filter(|node| node.status == NodeStatus::Draining);
+        let ready = nodes.iter().filter(|node| node.status == NodeStatus::Ready);
+        assert!(moving.count() <= 1 && draining.count() <= 2, "{nodes:#?}");
+        assert!(ready.count() >= 6, "{nodes:#?}");
+    }
+    let apart = healed(&world, &id).await;
+    assert_eq!(spread(&apart), [2, 2, 2]);
+    let drains = world.kubernetes.clusters.lock()[id.as_str()].drains.clone();
+    let drains = &drains[drains_before..];
+    let forced = drains.iter().filter(|(_, force)| *force).count();
+    assert!(forced == 2 && drains.len() > 100, "{drains:?}");
+    world.advance(86_400).await;
+    assert_eq!(healed(&world, &id).await, apart, "and there they stay");
+    world.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

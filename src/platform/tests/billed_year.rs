@@ -202,6 +202,7 @@ impl Story {
         groups: Vec<CreateNodeGroup>,
     ) {
         let mut order = request(name, topology);
+        order.features.csi = true;
         order.version = Some(version.to_owned());
         order.features.autoscaling_enabled = true;
         order.node_groups = groups;

@@ -6,6 +6,7 @@
 
 use super::super::load_balancer::{Configuration, CreateLoadBalancer, FLAVOR};
 use super::super::quota::{Limits, Resources};
+use super::super::redeployment::Hooks;
 use super::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,7 +333,7 @@ async fn a_successor_takes_nothing_from_the_quota() {
     watch(&world).await;
     world
         .platform
-        .redeploy_cluster(&owner(), &id)
+        .redeploy_cluster(&owner(), &id, Hooks::default())
         .await
         .unwrap();
     watch(&world).await;

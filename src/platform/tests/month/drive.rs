@@ -17,12 +17,14 @@ use crate::infra::{
 use crate::platform::load_balancer::{Configuration, CreateLoadBalancer, FLAVOR};
 use crate::platform::model::*;
 use crate::platform::quota::Limits;
+use crate::platform::redeployment::Hooks;
 use crate::platform::testing::{Settings, World, owner};
 use crate::platform::{CreateNodeGroup, PlatformError};
 
 use super::rules::{self, Rules, as_totals};
 use super::settled;
 use super::step::{PEACE_SECONDS, Shape, Step, Timed};
+use super::volumes::Volumes;
 
 /// How long everything that was wrong may take to be right again: the slowest boot is an hour and a half, an
 /// update of everything as long, and a group shrinks by a node every ten minutes.
@@ -32,7 +34,7 @@ const HANG: Duration = Duration::from_secs(100);
 /// How long a flapping VM is let to: every swing is an instant.
 const FLAPPING: Duration = Duration::from_secs(1800);
 
-type Outcome<T> = Result<T, String>;
+pub type Outcome<T> = Result<T, String>;
 
 /// A month in the life of a cloud.
 pub struct Month {
@@ -43,6 +45,7 @@ pub struct Month {
     /// When the next wait is cut short by a kill.
     crash: Option<(u32, bool)>,
     flapping: Vec<VmId>,
+    volumes: Volumes,
     number: u32,
 }
 
@@ -50,6 +53,8 @@ pub struct Month {
 pub struct Account {
     pub instants: u64,
     pub replacements: u64,
+    /// How many of those for a better site.
+    pub moves: u64,
     pub refused: u64,
     pub granted: u64,
 }
@@ -79,6 +84,7 @@ pub async fn live(steps: &[Timed]) -> Outcome<Account> {
     Ok(Account {
         instants: rules.instants,
         replacements: rules.replacements,
+        moves: rules.moves,
         granted,
         refused,
     })
@@ -108,6 +114,7 @@ impl Month {
             rules,
             crash: None,
             flapping: Vec::new(),
+            volumes: Volumes::default(),
             number: 0,
         }
     }
@@ -239,10 +246,12 @@ impl Month {
         if resumed {
             self.advance(RECOVERY).await?;
         }
-        let world = self.world();
+        let world = self.world.as_ref().expect("a world that lives");
         let snapshot = world.platform.seen(world.cloud.seen());
         let told = world.kubernetes.clusters.lock();
-        let unsettled = settled::check(&snapshot, &told, without_a_site);
+        let mut unsettled = settled::check(&snapshot, &told, without_a_site);
+        let volumes = self.volumes.check(&snapshot.clusters, &snapshot.inventory);
+        unsettled.extend(volumes);
         if !unsettled.is_empty() {
             let without = if without_a_site {
                 " without a site"
@@ -286,11 +295,11 @@ impl Month {
         }
         let metered = world.cloud.metered("").await;
         let metered = metered.map_err(|error| error.to_string())?;
-        let mut totals: BTreeMap<String, (i128, i128)> = BTreeMap::new();
+        let mut totals: BTreeMap<String, [i128; 4]> = BTreeMap::new();
         let mut add = |owner: &str, usage| {
-            let (vcpu_ms, ram_gb_ms) = as_totals(usage);
             let total = totals.entry(owner.to_owned()).or_default();
-            *total = (total.0 + vcpu_ms, total.1 + ram_gb_ms);
+            let more = as_totals(usage);
+            *total = std::array::from_fn(|of| total[of] + more[of]);
         };
         for it in &metered.intervals {
             add(&it.owner, it.level.between(it.started_at, it.ended_at));
@@ -300,7 +309,7 @@ impl Month {
                 add(&it.owner, step.usage);
             }
         }
-        totals.retain(|_, total| *total != (0, 0));
+        totals.retain(|_, total| *total != [0; 4]);
         let used = self.rules.lock().used();
         if totals != used {
             return Err(format!(
@@ -357,7 +366,14 @@ impl Month {
                 None => Ok(false),
             },
             Step::Redeploy(number) => match self.cluster(number).await? {
-                Some(it) => request(platform.redeploy_cluster(&owner, &it.id).await),
+                Some(it) => {
+                    // Manifests before and after, or none.
+                    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\n";
+                    let texts = vec![text.to_owned(); usize::from(number % 2)];
+                    let hooks = Hooks::new(texts.clone(), texts);
+                    let hooks = hooks.map_err(|error| error.to_string())?;
+                    request(platform.redeploy_cluster(&owner, &it.id, hooks).await)
+                }
                 None => Ok(false),
             },
             Step::Resume(number) => match self.cluster(number).await? {
@@ -453,6 +469,11 @@ impl Month {
                     None => Ok(false),
                 }
             }
+            Step::Volume(ref step) => {
+                let clusters = self.clusters().await?;
+                let world = self.world.as_ref().expect("a world that lives");
+                self.volumes.step(world, &clusters, step).await
+            }
             Step::Kill(number) => match self.vm(number) {
                 Some(vm) => fault(cloud.kill_vm(&vm).await),
                 None => Ok(false),
@@ -518,7 +539,7 @@ impl Month {
 }
 
 /// A request is granted, or refused for a reason that a client can understand.
-fn request<T>(outcome: Result<T, PlatformError>) -> Outcome<bool> {
+pub fn request<T>(outcome: Result<T, PlatformError>) -> Outcome<bool> {
     match outcome {
         Ok(_) => Ok(true),
         Err(
@@ -532,7 +553,7 @@ fn request<T>(outcome: Result<T, PlatformError>) -> Outcome<bool> {
     }
 }
 
-fn fault(outcome: Result<(), CloudError>) -> Outcome<bool> {
+pub fn fault(outcome: Result<(), CloudError>) -> Outcome<bool> {
     match outcome {
         Ok(()) => Ok(true),
         // It went a moment ago.
@@ -541,7 +562,7 @@ fn fault(outcome: Result<(), CloudError>) -> Outcome<bool> {
     }
 }
 
-fn pick<T>(from: &[T], number: u8) -> Option<&T> {
+pub fn pick<T>(from: &[T], number: u8) -> Option<&T> {
     let count = from.len().max(1);
     from.get(usize::from(number) % count)
 }
@@ -571,6 +592,7 @@ fn order(number: u32, shape: &Shape, versions: &[String]) -> CreateCluster {
         topology: Some(topology),
         features: Features {
             autoscaling_enabled: shape.autoscaling,
+            csi: shape.storage,
             ..Features::default()
         },
         node_groups: groups.into_iter().collect(),

@@ -13,6 +13,7 @@ mod drive;
 mod rules;
 mod settled;
 mod step;
+mod volumes;
 
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
@@ -40,7 +41,7 @@ fn live(steps: &[Timed], threads: usize) -> Result<Account, String> {
 #[test]
 fn whatever_happens_in_a_month_the_rules_hold_and_all_is_well_in_the_end() {
     /// In CI: some tens of seconds.
-    const MONTHS: u64 = 3;
+    const MONTHS: u64 = 2;
     let first = number("CKE_MONTH").unwrap_or(0);
     let count = number("CKE_MONTHS").unwrap_or(MONTHS);
     // Seconds of real time that may be spent on shrinking.
@@ -62,11 +63,12 @@ fn whatever_happens_in_a_month_the_rules_hold_and_all_is_well_in_the_end() {
                 TestCaseError::fail(why)
             })?;
             println!(
-                "month {seed}: {} steps, {} granted, {} refused, {} replacements, {} instants, {:?}",
+                "month {seed}: {} steps, {} granted, {} refused, {} replacements, {} moves, {} instants, {:?}",
                 steps.len(),
                 account.granted,
                 account.refused,
                 account.replacements,
+                account.moves,
                 account.instants,
                 started.elapsed(),
             );

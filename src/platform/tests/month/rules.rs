@@ -12,7 +12,7 @@ use crate::platform::control_plane::{self, Role};
 use crate::platform::deployment_event::Step;
 use crate::platform::invariant;
 use crate::platform::model::{
-    Cluster, ClusterStatus, Component, NodeGroup, NodeGroupId, NodeGroupStatus,
+    Cluster, ClusterStatus, Component, NodeGroup, NodeGroupId, NodeGroupStatus, own_load_balancer,
 };
 use crate::platform::replacement::Replica;
 use crate::platform::store::{CloudOwner, Record};
@@ -32,36 +32,51 @@ pub struct Rules {
     meter: Meter,
     pub instants: u64,
     pub replacements: u64,
+    pub moves: u64,
 }
 
-/// What the VMs of owners took, summed up instant by instant: what the cloud's own meter must say too.
+/// What VMs, load balancers and volumes of owners took, summed up instant by instant: what the cloud's own
+/// meter must say too. Of each vCPU, GB, load balancers and MiB.
 #[derive(Default)]
 struct Meter {
     read_at: Option<Timestamp>,
     /// What is on it since then, by owner.
-    running: BTreeMap<String, (i128, i128)>,
-    /// vCPU and GB times milliseconds.
-    totals: BTreeMap<String, (i128, i128)>,
+    running: BTreeMap<String, [i128; 4]>,
+    /// Times milliseconds.
+    totals: BTreeMap<String, [i128; 4]>,
 }
 
 impl Meter {
     /// Goes on to `now`; back, if a restart took time back to the last change of a record.
     fn follow(&mut self, now: Timestamp, inventory: &Inventory) {
         let passed = i128::from(now.0 - self.read_at.unwrap_or(now).0);
-        for (owner, (vcpus, ram_gb)) in &self.running {
+        for (owner, running) in &self.running {
             let total = self.totals.entry(owner.clone()).or_default();
-            total.0 += vcpus * passed;
-            total.1 += ram_gb * passed;
+            *total = std::array::from_fn(|of| total[of] + running[of] * passed);
         }
         self.read_at = Some(now);
         self.running.clear();
         let paid = |vm: &&Vm| vm.is_running() && vm.is_healthy();
         let wanted = |vm: &&Vm| vm.requested == Requested::Running;
+        let mut add = |owner: &str, more: [u64; 4]| {
+            let running = self.running.entry(owner.to_owned()).or_default();
+            *running = std::array::from_fn(|of| running[of] + i128::from(more[of]));
+        };
         for vm in inventory.vms.iter().filter(paid).filter(wanted) {
             let level = Level::of_vm(vm);
-            let running = self.running.entry(vm.spec.owner.clone()).or_default();
-            running.0 += i128::from(level.vcpus);
-            running.1 += i128::from(level.ram_gb);
+            add(&vm.spec.owner, [level.vcpus, level.ram_gb, 0, 0]);
+        }
+        for it in &inventory.load_balancers {
+            let of = CloudOwner::parse(&it.owner);
+            if of.is_some_and(|of| it.id != own_load_balancer(&of.cluster)) {
+                add(&it.owner, [0, 0, 1, 0]);
+            }
+        }
+        for volume in &inventory.volumes {
+            add(
+                &volume.owner,
+                [0, 0, 0, volume.size_bytes.div_ceil(1 << 20)],
+            );
         }
     }
 }
@@ -179,6 +194,18 @@ impl Rules {
                 self.add("replaces-nobody", subject, (new.name(), old));
                 continue;
             };
+            if new.life().moves {
+                self.moves += 1;
+                let others = pool.iter().filter(|r| {
+                    !r.is_leaving() && r.id() != new.id() && r.id() != predecessor.id()
+                });
+                let sites: Vec<_> = others.map(|r| r.datacenter()).collect();
+                let at = |site| sites.iter().filter(|other| **other == site).count();
+                let (from, to) = (predecessor.datacenter(), new.datacenter());
+                if at(from) == at(to) {
+                    self.add("moves-for-nothing", subject, (from, to, &sites));
+                }
+            }
             if predecessor.life().unhealthy_since.is_none() {
                 let well = |r: &&R| r.life().served && r.life().unhealthy_since.is_none();
                 let ill: Vec<_> = pool
@@ -253,16 +280,22 @@ impl Rules {
     }
 
     /// What was used by everything that is an organisation's cluster's.
-    pub fn used(&self) -> BTreeMap<String, (i128, i128)> {
+    pub fn used(&self) -> BTreeMap<String, [i128; 4]> {
         let mut totals = self.meter.totals.clone();
-        totals.retain(|owner, total| CloudOwner::parse(owner).is_some() && *total != (0, 0));
+        totals.retain(|owner, total| CloudOwner::parse(owner).is_some() && *total != [0; 4]);
         totals
     }
 }
 
 /// As [`Rules::used`] gives it.
-pub fn as_totals(usage: Usage) -> (i128, i128) {
-    (i128::from(usage.vcpu_ms), i128::from(usage.ram_gb_ms))
+pub fn as_totals(usage: Usage) -> [i128; 4] {
+    [
+        usage.vcpu_ms,
+        usage.ram_gb_ms,
+        usage.load_balancer_ms,
+        usage.storage_mib_ms,
+    ]
+    .map(i128::from)
 }
 
 /// Whether a cluster's status may be followed by that one.

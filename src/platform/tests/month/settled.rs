@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::infra::Datacenter;
+use crate::infra::fleet::{self, Room};
+use crate::infra::site::Site;
 use crate::platform::control_plane;
 use crate::platform::invariant::Snapshot;
-use crate::platform::model::{Cluster, ClusterStatus, NodeGroupStatus, NodeStatus};
-use crate::platform::placement::Rule;
-use crate::platform::replacement::Replica;
+use crate::platform::model::{Cluster, ClusterStatus, NodeGroup, NodeGroupStatus, NodeStatus};
+use crate::platform::node_group::RULE;
+use crate::platform::placement::{Rule, better_sites};
+use crate::platform::replacement::{self, Replica};
 use crate::platform::testing::KnownCluster;
 
 /// What is not as it should be. Where replicas are does not matter while a site is away.
@@ -58,6 +61,15 @@ pub fn check(
             }
             named.insert(node.id.as_str());
         }
+        let sites = replacement::sites(&group.nodes, None);
+        if !without_a_site && !better_sites(RULE, &sites, &open(group, snapshot)).is_empty() {
+            let sites: Vec<_> = group
+                .nodes
+                .iter()
+                .map(|it| (&it.name, it.datacenter))
+                .collect();
+            found.push(format!("{subject}: badly placed: {sites:?}"));
+        }
         // Nothing is used: as few nodes as may be; the last one is not taken away.
         let scales = cluster.features.autoscaling_enabled && group.autoscaling_enabled;
         let most = group.min_node_count.max(1);
@@ -82,6 +94,20 @@ pub fn check(
         }
     }
     found
+}
+
+/// The sites with room for another node, when all are up.
+fn open(group: &NodeGroup, snapshot: &Snapshot) -> BTreeSet<Datacenter> {
+    let size = group.flavor.size();
+    let room = Room {
+        vcpus: size.vcpus,
+        ram_gb: size.ram_gb,
+    };
+    let fleet = || snapshot.inventory.hypervisors.iter();
+    let is_open = |site: &Datacenter| {
+        fleet::choose(fleet(), |_| Site::default(), Some(*site), room).is_some()
+    };
+    Datacenter::ALL.into_iter().filter(is_open).collect()
 }
 
 fn active(

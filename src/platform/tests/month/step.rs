@@ -40,6 +40,7 @@ pub enum Step {
     },
     CreateLoadBalancer(u8),
     DeleteLoadBalancer(u8),
+    Volume(VolumeStep),
     Kill(u8),
     Wedge(u8, bool),
     Flap {
@@ -64,6 +65,27 @@ pub enum Step {
     },
 }
 
+/// What is done to volumes.
+#[derive(Clone, Debug)]
+pub enum VolumeStep {
+    /// As a claim asks for it.
+    Create {
+        cluster: u8,
+        mib: u32,
+    },
+    /// By so much.
+    Grow {
+        volume: u8,
+        mib: u32,
+    },
+    Delete(u8),
+    /// So much of it is written.
+    Write {
+        volume: u8,
+        percent: u64,
+    },
+}
+
 /// A cluster that is asked for.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -73,6 +95,7 @@ pub struct Shape {
     /// Place among the available versions.
     pub version: u8,
     pub autoscaling: bool,
+    pub storage: bool,
     /// Nodes of a first group; none: no group.
     pub nodes: u32,
 }
@@ -99,10 +122,20 @@ fn timed() -> impl Strategy<Value = Timed> {
     })
 }
 
+fn volume_step() -> impl Strategy<Value = VolumeStep> {
+    let (any, mib) = (any::<u8>, || 0u32..200_000);
+    prop_oneof![
+        4 => (any(), mib()).prop_map(|(cluster, mib)| VolumeStep::Create { cluster, mib }),
+        2 => (any(), mib()).prop_map(|(volume, mib)| VolumeStep::Grow { volume, mib }),
+        1 => any().prop_map(VolumeStep::Delete),
+        1 => (any(), 0u64..=100).prop_map(|(volume, percent)| VolumeStep::Write { volume, percent }),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let datacenter = || prop::sample::select(Datacenter::ALL.to_vec());
-    let shape = (0u8..3, 1u8..=5, 0u8..3, any::<bool>(), 0u32..4);
-    let shape = shape.prop_map(|(topology, replicas, version, autoscaling, nodes)| Shape {
+    let shape = (0u8..3, 1u8..=5, 0u8..3, any::<[bool; 2]>(), 0u32..4);
+    let shape = shape.prop_map(|(topology, replicas, version, features, nodes)| Shape {
         topology,
         // Five components of five replicas are more than anybody has room for.
         replicas: if topology == 2 {
@@ -111,7 +144,8 @@ fn step() -> impl Strategy<Value = Step> {
             replicas
         },
         version,
-        autoscaling,
+        autoscaling: features[0],
+        storage: features[1],
         nodes,
     });
     let state = prop_oneof![
@@ -143,6 +177,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (20u64..300, 0u32..8).prop_map(|(vcpus, ips)| Step::Limits { vcpus, ips }),
         2 => any::<u8>().prop_map(Step::CreateLoadBalancer),
         1 => any::<u8>().prop_map(Step::DeleteLoadBalancer),
+        8 => volume_step().prop_map(Step::Volume),
     ];
     let faults = prop_oneof![
         6 => any::<u8>().prop_map(Step::Kill),
