@@ -111,7 +111,8 @@ fn the_tables_of_node_groups_and_nodes() {
 #[test]
 fn credentials_for_registries() {
     let cke = Cke::start(MANUAL);
-    let id = cke.create(&json!({"name": "demo"}));
+    let bundle = json!({"topology": "ALL_IN_ONE", "flavor": "S", "replicationFactor": 1});
+    let id = cke.create(&json!({"name": "demo", "topologyConfig": bundle}));
     let path = format!("/clusters/{id}");
     cke.wait_for(&path, "ACTIVE");
     let kubeconfig = cke.kubernetes("GET", &format!("{path}/kubeconfig.yaml"), None);
@@ -137,7 +138,7 @@ fn credentials_for_registries() {
     // So every pod inherits them, whoever makes it.
     let said = kubectl.ok(&["run", "heir", "--image=myorg/other"]);
     assert_eq!(said, "pod/heir created\n");
-    cke.advance(300);
+    cke.advance(30);
     let pods = kubectl.json(&["get", "pods"]);
     let pods = pods["items"].as_array().expect("pods");
     assert_eq!(pods.len(), 3, "{pods:#?}");
