@@ -44,8 +44,8 @@ pub struct Operation {
     /// How many nodes are left to be replaced.
     pub outdated_nodes: usize,
     /// What is applied around a redeployment.
-    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
-    pub hooks: Hooks,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Box<Hooks>>,
 }
 
 impl Operation {
@@ -58,13 +58,14 @@ impl Operation {
             due: now.saturating_add(ACCEPT),
             node_group: None,
             outdated_nodes: 0,
-            hooks: Hooks::default(),
+            hooks: None,
         }
     }
 
     /// The manifests that are to be applied now.
     pub fn manifests(&self) -> &[String] {
-        self.step.map_or(&[], |step| self.hooks.of(step))
+        let hooks = self.step.zip(self.hooks.as_ref());
+        hooks.map_or(&[], |(step, hooks)| hooks.of(step))
     }
 }
 
@@ -113,7 +114,8 @@ fn steps(kind: OperationKind, cluster: &Cluster) -> Vec<Step> {
             vec![Step::ControlPlaneBundle, Step::Plugin, Step::NodeGroup]
         }
         OperationKind::Redeploy => {
-            let hooks = cluster.operation.as_ref().map(|going| &going.hooks);
+            let hooks = cluster.operation.as_ref();
+            let hooks = hooks.and_then(|going| going.hooks.as_ref());
             let hook = |step| hooks.and_then(|hooks| hooks.step(step));
             hook(Step::RedeployBeforeYaml)
                 .into_iter()
@@ -526,7 +528,7 @@ fn go_on(
         Some(step),
         EventStatus::Started,
     ));
-    let hooks = next.operation.take().map(|going| going.hooks);
+    let hooks = next.operation.take().and_then(|going| going.hooks);
     next.operation = Some(Operation {
         kind,
         step: Some(step),
@@ -534,7 +536,7 @@ fn go_on(
         due: now.saturating_add(duration(kind, step)),
         node_group: None,
         outdated_nodes: 0,
-        hooks: hooks.unwrap_or_default(),
+        hooks,
     });
 }
 

@@ -233,7 +233,7 @@ impl Platform {
             let (status, kind) = (ClusterStatus::ToRedeploy, OperationKind::Redeploy);
             let (mut next, events) = ask(cluster.clone(), status, kind, now);
             if let Some(operation) = next.operation.as_mut() {
-                operation.hooks = hooks.clone();
+                operation.hooks = (!hooks.is_empty()).then(|| Box::new(hooks.clone()));
             }
             Ok(Some((next, events)))
         })

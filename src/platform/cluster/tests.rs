@@ -167,7 +167,7 @@ fn a_redeployment_has_a_step_for_manifests_only_if_there_are_any() {
         let text = String::from("apiVersion: v1\nkind: Pod\nmetadata: {name: a}");
         let hooks = Hooks::new(vec![text.clone(); before], vec![text; after]);
         cluster.operation = Some(Operation {
-            hooks: hooks.unwrap(),
+            hooks: Some(Box::new(hooks.unwrap())),
             ..Operation::asked(OperationKind::Redeploy, NOW)
         });
         let (mut way, took) = run(&mut cluster, |cluster| Seen {
@@ -223,7 +223,7 @@ fn vms_are_asked_for_until_they_are_there() {
         due: NOW,
         node_group: None,
         outdated_nodes: 0,
-        hooks: Hooks::default(),
+        hooks: None,
     });
     let check = |states: [VmState; 2], acts: usize, goes_on: bool| {
         let vms = cluster.control_plane.iter().map(|vm| vm.id.clone());
