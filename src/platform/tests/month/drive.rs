@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use sha2::Digest as _;
 
 use crate::clock::Timestamp;
 use crate::infra::metering::Run;
@@ -52,6 +53,8 @@ pub struct Account {
     pub replacements: u64,
     pub refused: u64,
     pub granted: u64,
+    /// The same in every run of the same steps.
+    pub digest: String,
 }
 
 /// Lives through `steps`. Tells what went wrong.
@@ -81,6 +84,7 @@ pub async fn live(steps: &[Timed]) -> Outcome<Account> {
         replacements: rules.replacements,
         granted,
         refused,
+        digest: format!("{:x}", rules.digest.clone().finalize()),
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 use crate::clock::Timestamp;
 use crate::infra::metering::{Level, Usage};
@@ -32,6 +33,8 @@ pub struct Rules {
     meter: Meter,
     pub instants: u64,
     pub replacements: u64,
+    /// Everything that was seen at the end of each instant, in few bytes.
+    pub digest: Sha256,
 }
 
 /// What the VMs of owners took, summed up instant by instant: what the cloud's own meter must say too.
@@ -213,6 +216,8 @@ impl Rules {
         let inventory = world.cloud.seen();
         self.meter.follow(world.clock.now(), &inventory);
         let snapshot = world.platform.seen(inventory);
+        let now = world.clock.now();
+        self.digest.update(format!("{now:?} {snapshot:?}"));
         for violation in invariant::check(&snapshot) {
             self.add(violation.rule, &violation.subject, &violation.detail);
         }
