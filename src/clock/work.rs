@@ -145,7 +145,8 @@ impl Place {
     /// The queue has something to do: a manual clock stands still.
     pub fn enter(&self) {
         let ready = Arc::clone(&self.ready);
-        self.work.change(|state| state.busy.insert(self.number, ready));
+        self.work
+            .change(|state| state.busy.insert(self.number, ready));
     }
 
     /// The queue has nothing to do.

@@ -126,7 +126,11 @@ mod tests {
         let (state, mut values, bytes) = filled(i64::try_from(len).expect("small"));
         let mut check = |compacted: usize, expect: usize| {
             let revision = i64::try_from(2 + compacted).expect("small");
-            let removed = state.write().index.compact(revision, b"", usize::MAX).removed;
+            let removed = state
+                .write()
+                .index
+                .compact(revision, b"", usize::MAX)
+                .removed;
             bytes.remove(&removed);
             values.trim(&state, &bytes);
             assert_eq!(values.oldest_first.len(), expect, "{compacted}");
