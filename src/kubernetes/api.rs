@@ -6,10 +6,8 @@ mod subresources;
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use self::authorization::{authorize, authorize_information};
@@ -23,15 +21,15 @@ use super::pki::Identity;
 use super::registry::list::ListOptions;
 use super::registry::patch::{self, PatchType};
 use super::registry::resource::Resource;
-use super::registry::selector::{Selector, selector_text};
+use super::registry::selector::Selector;
 use super::registry::table::{IncludeObject, table};
 use super::registry::watch::WatchOptions;
 use super::registry::{
-    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, WriteOptions, name_of, seconds,
+    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, WriteOptions, name_of,
 };
-use super::request::{Objects, Query, Target, verb};
+use super::request::{Query, Target, verb};
 use super::status::ApiError;
-use super::{discovery, eviction, openapi, protobuf};
+use super::{discovery, openapi};
 
 /// Who asks; none without a certificate of this cluster's.
 pub type Caller = Option<Identity>;
