@@ -2,9 +2,10 @@
 //!
 //! A [`Clock`] either runs at real time times a factor, or stands still until it is advanced by
 //! hand. Advancing fires timers in the order of their instants, one instant at a time, and goes on
-//! to the next instant only when the platform has gone quiet: nobody holds an [`Activity`], and
-//! every [`Idle`] participant says so. That makes the whole platform deterministic under a manual
-//! clock although its parts run concurrently.
+//! to the next instant only when the platform has gone quiet: nobody holds an [`Activity`], no queue is
+//! busy at its [`Place`], and every [`Idle`] participant says so. With the queues taking turns at each
+//! instant, that makes the whole platform deterministic under a manual clock although its parts run
+//! concurrently.
 //!
 //! Worked example (manual clock at 0, timers at 10 s and 20 s, `advance(30 s)`): the clock reads
 //! 10 s, the first timer fires, its owner works while it holds an `Activity`; only when that is
@@ -14,96 +15,26 @@
 //! deadlines, and sleepers look again at every change. A pause is a manual clock that remembers its
 //! factor.
 
+mod scale;
+mod timestamp;
+mod work;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use time::OffsetDateTime;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
-/// Milliseconds since the Unix epoch, on the clock's own time line.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    serde::Serialize,
-    serde::Deserialize,
-)]
-#[serde(transparent)]
-pub struct Timestamp(pub i64);
+use work::Work;
 
-impl Timestamp {
-    pub fn saturating_add(self, duration: Duration) -> Timestamp {
-        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        Timestamp(self.0.saturating_add(millis))
-    }
-
-    /// How long until `later`; zero if that is past.
-    pub fn until(self, later: Timestamp) -> Duration {
-        Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
-    }
-
-    /// RFC 3339 in UTC with exactly three decimals, as the REST API writes dates.
-    pub fn to_rfc3339(self) -> String {
-        let format = time::macros::format_description!(
-            "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
-        );
-        self.to_date_time()
-            .format(&format)
-            .unwrap_or_else(|_| String::from("1970-01-01T00:00:00.000Z"))
-    }
-
-    pub fn to_date_time(self) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
-            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
-    }
-}
-
-/// How the clock runs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum TimeScale {
-    /// So many simulated seconds a real second; 1.0 is real time.
-    Factor(f64),
-    /// Only [`Clock::advance`] moves it.
-    Manual,
-}
-
-impl std::str::FromStr for TimeScale {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "manual" {
-            return Ok(TimeScale::Manual);
-        }
-        match text.parse::<f64>() {
-            Ok(factor) if factor.is_finite() && (0.001..=100_000.0).contains(&factor) => {
-                Ok(TimeScale::Factor(factor))
-            }
-            _ => Err(format!(
-                "`{text}` is neither `manual` nor a factor from 0.001 to 100000"
-            )),
-        }
-    }
-}
-
-impl std::fmt::Display for TimeScale {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            TimeScale::Factor(factor) => write!(f, "{factor}"),
-            TimeScale::Manual => f.write_str("manual"),
-        }
-    }
-}
+pub use scale::TimeScale;
+pub use timestamp::Timestamp;
+pub use work::{Place, QuietObserver, Turn};
 
 /// A part of the platform that can tell when it has nothing left to do at the present instant.
 pub trait Idle: Send + Sync {
@@ -121,12 +52,13 @@ struct Inner {
     state: Mutex<State>,
     /// Counts the changes of the scale and of the reading by hand: sleepers then look again.
     changes: watch::Sender<u64>,
-    activities: AtomicUsize,
-    quiet: Notify,
+    work: Arc<Work>,
     participants: Mutex<Vec<Arc<dyn Idle>>>,
     /// Advances, and changes of the scale, are serial: two callers must not fire one another's instants
     /// out of order.
-    advancing: Arc<tokio::sync::Mutex<()>>,
+    serial: Arc<tokio::sync::Mutex<()>>,
+    /// An advance is under way.
+    moving: AtomicBool,
 }
 
 struct State {
@@ -164,14 +96,12 @@ impl State {
 
 /// Held while its owner has work to do at the present instant; see [`Clock::activity`].
 pub struct Activity {
-    inner: Arc<Inner>,
+    work: Arc<Work>,
 }
 
 impl Drop for Activity {
     fn drop(&mut self) {
-        if self.inner.activities.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.inner.quiet.notify_waiters();
-        }
+        self.work.end();
     }
 }
 
@@ -211,10 +141,10 @@ impl Clock {
                     timers: BTreeMap::new(),
                 }),
                 changes: watch::Sender::new(0),
-                activities: AtomicUsize::new(0),
-                quiet: Notify::new(),
+                work: Arc::default(),
                 participants: Mutex::new(Vec::new()),
-                advancing: Arc::default(),
+                serial: Arc::default(),
+                moving: AtomicBool::new(false),
             }),
         }
     }
@@ -247,13 +177,13 @@ impl Clock {
     /// ended; timers keep their deadlines. A clock that becomes manual still lets the work of the present
     /// instant go on: [`Clock::quiesce`] waits for it.
     pub async fn set_scale(&self, scale: TimeScale) {
-        let _serial = self.inner.advancing.lock().await;
+        let _serial = self.inner.serial.lock().await;
         self.rebase(|state| (state.now(), scale));
     }
 
     /// Resolves when an advance under way has ended, and then keeps the clock from moving.
     pub async fn stand_still(&self) -> StandStill {
-        let serial = Arc::clone(&self.inner.advancing).lock_owned().await;
+        let serial = Arc::clone(&self.inner.serial).lock_owned().await;
         let (scale, last_factor) = {
             let state = self.inner.state.lock();
             (state.scale, state.last_factor)
@@ -274,6 +204,8 @@ impl Clock {
             state.rebase(now, scale);
         }
         self.inner.changes.send_modify(|count| *count += 1);
+        // Queues take turns, or no longer do.
+        self.inner.work.tell_all();
     }
 
     /// See [`Clock::sleep_until`].
@@ -336,10 +268,20 @@ impl Clock {
     /// Says that the holder has work to do at the present instant: a manual clock waits for it.
     /// Take it before whatever woke you can be seen as done.
     pub fn activity(&self) -> Activity {
-        self.inner.activities.fetch_add(1, Ordering::AcqRel);
+        self.inner.work.begin();
         Activity {
-            inner: Arc::clone(&self.inner),
+            work: Arc::clone(&self.inner.work),
         }
+    }
+
+    /// A place in the order in which queues have their turns, after those that were given before.
+    pub fn place(&self) -> Place {
+        self.inner.work.place()
+    }
+
+    /// Calls `observer` whenever nothing is under way any more.
+    pub fn on_quiet(&self, observer: QuietObserver) {
+        self.inner.work.observe(observer);
     }
 
     /// Has `participant` asked before every step of a manual clock.
@@ -350,13 +292,13 @@ impl Clock {
     /// Resolves once nobody has work left at the present instant.
     pub async fn quiesce(&self) {
         loop {
-            self.no_activity().await;
+            self.inner.work.quiet().await;
             let participants = self.inner.participants.lock().clone();
             let mut waited = false;
             for participant in participants {
                 waited |= participant.idle().await;
             }
-            if !waited && self.inner.activities.load(Ordering::Acquire) == 0 {
+            if !waited && self.inner.work.is_quiet() {
                 return;
             }
         }
@@ -365,21 +307,26 @@ impl Clock {
     /// Resolves when an advance under way has ended and nobody has work left at the present instant; a
     /// manual clock does not move as long as the answer is held.
     pub async fn at_rest(&self) -> tokio::sync::OwnedMutexGuard<()> {
-        let serial = Arc::clone(&self.inner.advancing).lock_owned().await;
+        let serial = Arc::clone(&self.inner.serial).lock_owned().await;
         self.quiesce().await;
         serial
     }
 
-    async fn no_activity(&self) {
-        loop {
-            let quiet = self.inner.quiet.notified();
-            tokio::pin!(quiet);
-            quiet.as_mut().enable();
-            if self.inner.activities.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            quiet.await;
+    /// Ends the work of somebody who asked from outside: resolves when all that follows from it at the present
+    /// instant of a manual clock is done. At once while the clock runs by itself, and for what a queue's round
+    /// asked for, which is not over itself.
+    pub async fn conclude(&self, activity: Activity) {
+        // No round begins as long as the activity is held: one that is under way was before.
+        let waits = self.scale() == TimeScale::Manual && !self.inner.work.has_turn();
+        drop(activity);
+        if waits {
+            self.inner.work.next_quiet().await;
         }
+    }
+
+    /// Whether an advance is under way.
+    pub fn is_moving(&self) -> bool {
+        self.inner.moving.load(Ordering::Acquire)
     }
 
     /// Moves a manual clock forward, firing every timer on the way in order. `false`, and nothing
@@ -391,10 +338,11 @@ impl Clock {
     /// As [`Clock::advance`], but stops after the first instant at whose end `go_on` says no; the clock
     /// then reads that instant. It is also asked before the first step.
     pub async fn advance_while(&self, duration: Duration, mut go_on: impl FnMut() -> bool) -> bool {
-        let _serial = self.inner.advancing.lock().await;
+        let _serial = self.inner.serial.lock().await;
         if self.scale() != TimeScale::Manual {
             return false;
         }
+        let _moving = Moving::begin(&self.inner.moving);
         let target = self.now().saturating_add(duration);
         loop {
             self.quiesce().await;
@@ -420,7 +368,7 @@ impl Clock {
             for fire in due {
                 // One owner at a time, in the order in which the timers were set.
                 let _ = fire.send(self.activity());
-                self.no_activity().await;
+                self.inner.work.quiet().await;
             }
         }
     }
@@ -430,6 +378,22 @@ async fn real_sleep(duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Says that an advance is under way, also to its end if it is given up.
+struct Moving<'a>(&'a AtomicBool);
+
+impl Moving<'_> {
+    fn begin(moving: &AtomicBool) -> Moving<'_> {
+        moving.store(true, Ordering::Release);
+        Moving(moving)
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -447,29 +411,6 @@ impl Drop for TimerGuard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn time_scale_is_a_factor_or_manual() {
-        let check = |text: &str, expect: Option<TimeScale>| {
-            assert_eq!(text.parse::<TimeScale>().ok(), expect, "{text}");
-        };
-        check("manual", Some(TimeScale::Manual));
-        check("20", Some(TimeScale::Factor(20.0)));
-        check("0.5", Some(TimeScale::Factor(0.5)));
-        check("0", None);
-        check("-1", None);
-        check("inf", None);
-        check("NaN", None);
-        check("", None);
-    }
-
-    #[test]
-    fn dates_have_three_decimals() {
-        assert_eq!(
-            Timestamp(1_767_225_600_007).to_rfc3339(),
-            "2026-01-01T00:00:00.007Z"
-        );
-    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_manual_clock_fires_in_order_and_waits_for_the_work_of_each_instant() {

@@ -132,7 +132,7 @@ pub fn platform(config: ServeConfig) -> Result<(), ServeError> {
                 .into_std()
                 .map_err(start("Kubernetes"))?,
             etcd: etcd_listener.into_std().map_err(start("etcd"))?,
-            history: History::new(shutdown.clone()),
+            history: History::new(),
             worlds,
             shutdown: shutdown.clone(),
             config,

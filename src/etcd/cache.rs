@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::record::{Record, Revision};
+use super::record::{Record, Revision, SharedRecord};
 use super::view::State;
 
 /// Bytes of a keyspace's values in memory, and how many there may be.
 pub struct CachedBytes {
     used: AtomicUsize,
     budget: AtomicUsize,
+    /// Records that compaction removed since the last sweep; see [`CachedValues`].
+    removed: AtomicUsize,
 }
 
 impl CachedBytes {
@@ -20,6 +22,7 @@ impl CachedBytes {
         CachedBytes {
             used: AtomicUsize::new(0),
             budget: AtomicUsize::new(budget),
+            removed: AtomicUsize::new(0),
         }
     }
 
@@ -29,6 +32,12 @@ impl CachedBytes {
 
     pub fn sub(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes note of records that compaction has removed.
+    pub fn remove(&self, records: &[SharedRecord]) {
+        self.sub(records.iter().map(|record| record.cached_bytes()).sum());
+        self.removed.fetch_add(records.len(), Ordering::Relaxed);
     }
 
     pub fn used(&self) -> usize {
@@ -47,25 +56,15 @@ impl CachedBytes {
 
 /// The cached values in the order they were written. When the budget is used up the oldest go.
 ///
-/// Entries of records that compaction has removed stay until a sweep. A sweep looks at every entry, so
-/// the next one waits until there are twice as many as it left: its cost is spread over as many writes.
+/// Entries of records that compaction has removed stay until a sweep. A sweep looks at every entry while writers
+/// wait, so there is none before half of them are of such records.
+#[derive(Default)]
 pub struct CachedValues {
     oldest_first: VecDeque<(Bytes, Revision)>,
-    /// Entries at which the next sweep is due.
-    sweep_at: usize,
 }
 
-/// Fewer entries are never swept.
-const SWEEP_LEN: usize = 65_536;
-
-impl Default for CachedValues {
-    fn default() -> Self {
-        CachedValues {
-            oldest_first: VecDeque::new(),
-            sweep_at: SWEEP_LEN,
-        }
-    }
-}
+/// Fewer removed records are not worth a sweep.
+const SWEEP_LEN: usize = 16_384;
 
 impl CachedValues {
     pub fn push(&mut self, record: &Record, bytes: &CachedBytes) {
@@ -82,7 +81,10 @@ impl CachedValues {
             };
             bytes.sub(state.write().index.drop_value(&key, revision));
         }
-        if self.oldest_first.len() >= self.sweep_at {
+        let removed = bytes.removed.load(Ordering::Relaxed);
+        if removed >= SWEEP_LEN.max(self.oldest_first.len() / 2) {
+            // What is removed from here on may be swept now, and is counted for the next sweep.
+            bytes.removed.store(0, Ordering::Relaxed);
             self.sweep(&state.read());
         }
     }
@@ -93,7 +95,6 @@ impl CachedValues {
             let found = state.index.version_at(key, revision.main);
             found.is_some_and(|record| record.revision == *revision)
         });
-        self.sweep_at = SWEEP_LEN.max(2 * self.oldest_first.len());
     }
 }
 
@@ -120,20 +121,24 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_that_finds_nothing_stale_is_not_repeated_at_once() {
-        let len = SWEEP_LEN + 1;
+    fn what_compaction_removed_is_forgotten_once_it_is_half_of_all() {
+        let len = 3 * SWEEP_LEN;
         let (state, mut values, bytes) = filled(i64::try_from(len).expect("small"));
-        values.trim(&state, &bytes);
-        assert_eq!(values.oldest_first.len(), len);
-        assert_eq!(values.sweep_at, 2 * len);
-    }
-
-    #[test]
-    fn a_sweep_forgets_what_compaction_removed() {
-        let (state, mut values, _) = filled(10);
-        let removed = state.write().index.compact(8, b"", usize::MAX).removed;
-        assert_eq!(removed.len(), 6);
-        values.sweep(&state.read());
-        assert_eq!(values.oldest_first.len(), 4);
+        let mut check = |compacted: usize, expect: usize| {
+            let revision = i64::try_from(2 + compacted).expect("small");
+            let removed = state
+                .write()
+                .index
+                .compact(revision, b"", usize::MAX)
+                .removed;
+            bytes.remove(&removed);
+            values.trim(&state, &bytes);
+            assert_eq!(values.oldest_first.len(), expect, "{compacted}");
+        };
+        check(0, len);
+        check(SWEEP_LEN, len);
+        check(2 * SWEEP_LEN, SWEEP_LEN);
+        // What is left is live, and nothing was removed since.
+        check(2 * SWEEP_LEN, SWEEP_LEN);
     }
 }

@@ -203,8 +203,7 @@ impl Keyspace {
                 let mut state = self.state.write();
                 state.compact(revision, &from, COMPACTION_BLOCKS)
             };
-            let freed = step.removed.iter().map(|record| record.cached_bytes());
-            self.cached_bytes.sub(freed.sum());
+            self.cached_bytes.remove(&step.removed);
             if in_store {
                 self.store.clear_records(&step.removed).await?;
             }

@@ -123,7 +123,7 @@ impl Cloud {
 
     /// Ends every watch: nothing is seen here any more.
     pub fn close(&self) {
-        self.inner.cancel.cancel();
+        self.inner.records.close();
         for watch in self.inner.watches.lock().drain(..) {
             if let Some(watch) = watch.upgrade() {
                 watch.close();

@@ -171,6 +171,12 @@ impl<R: Send + Sync + 'static> Reflector<R> {
         *self.shared.revision.borrow()
     }
 
+    /// Ends the view: from now on nobody is told of anything.
+    pub fn close(&self) {
+        self.shared.cancel.cancel();
+        self.shared.view.write().observers.clear();
+    }
+
     /// Resolves once the view shows `revision`, or the reflector is shut down.
     pub async fn wait_for(&self, revision: i64) {
         self.shared.wait_for(revision).await;

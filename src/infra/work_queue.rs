@@ -5,8 +5,9 @@
 //! keys. Keys are taken in their own order: under a manual clock, with one worker, the order of work
 //! does not depend on how threads are scheduled.
 //!
-//! While the queue is not empty, or somebody works, it holds an [`Activity`]: a manual clock stands
-//! still. A timer is armed before the round that asked for it ends, so the clock cannot step over it.
+//! While the queue is not empty, or somebody works, it is busy at its [`Place`]: a manual clock stands
+//! still. A timer is armed before the round that asked for it ends, so the clock cannot step over it. While the clock
+//! is manual, the rounds of all queues take turns: see [`Place`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -16,10 +17,9 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::clock::{Activity, Clock, TimeScale, Timestamp};
+use crate::clock::{Clock, Place, TimeScale, Timestamp, Turn};
 use crate::leader::Term;
 
 /// Simulated time before the first repetition of a round that failed; doubles with each failure.
@@ -45,7 +45,7 @@ struct Inner<K> {
     clock: Clock,
     term: Term,
     state: Mutex<State<K>>,
-    ready: Notify,
+    place: Place,
 }
 
 /// Who works on a queue. Dropped, it stops at once.
@@ -95,8 +95,8 @@ struct State<K> {
     timers: BTreeMap<K, (Timestamp, AbortHandle)>,
     /// How many rounds of a key have failed in a row.
     failures: BTreeMap<K, u32>,
-    /// Held exactly while `waiting` or `working` is not empty.
-    activity: Option<Activity>,
+    /// Exactly while `waiting` or `working` is not empty.
+    busy: bool,
     closed: bool,
 }
 
@@ -105,6 +105,7 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
     pub fn new(clock: Clock, term: Term) -> WorkQueue<K> {
         WorkQueue {
             inner: Arc::new(Inner {
+                place: clock.place(),
                 clock,
                 term,
                 state: Mutex::new(State {
@@ -112,10 +113,9 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
                     working: BTreeMap::new(),
                     timers: BTreeMap::new(),
                     failures: BTreeMap::new(),
-                    activity: None,
+                    busy: false,
                     closed: false,
                 }),
-                ready: Notify::new(),
             }),
         }
     }
@@ -129,12 +129,13 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
             *again = true;
             return;
         }
-        if state.activity.is_none() {
-            state.activity = Some(self.inner.clock.activity());
-        }
         state.waiting.insert(key);
+        if !state.busy {
+            state.busy = true;
+            self.inner.place.enter();
+        }
         drop(state);
-        self.inner.ready.notify_one();
+        self.inner.place.ready().notify_one();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -149,9 +150,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         for (_, timer) in std::mem::take(&mut state.timers).into_values() {
             timer.abort();
         }
-        state.activity = None;
+        state.busy = false;
+        self.inner.place.leave();
         drop(state);
-        self.inner.ready.notify_waiters();
+        self.inner.place.ready().notify_waiters();
     }
 
     /// Starts workers, which end when the queue is closed: each after the round it is at.
@@ -168,9 +170,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         for _ in 0..WORKERS {
             let (queue, round) = (self.clone(), Arc::clone(&round));
             tasks.spawn(async move {
-                while let Some(key) = queue.take().await {
+                while let Some((key, turn)) = queue.take().await {
                     let outcome = round(key.clone()).await;
                     queue.settle(&key, outcome);
+                    drop(turn);
                 }
             });
         }
@@ -182,32 +185,36 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         }
     }
 
-    async fn take(&self) -> Option<K> {
+    /// The next key, and the turn to be held during its round if the clock is manual.
+    async fn take(&self) -> Option<(K, Option<Turn>)> {
+        let ready = self.inner.place.ready();
         loop {
-            let ready = self.inner.ready.notified();
-            tokio::pin!(ready);
-            ready.as_mut().enable();
+            let told = ready.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
             {
                 let mut state = self.inner.state.lock();
                 if state.closed || !self.inner.term.holds() {
                     return None;
                 }
-                let at_once = match self.inner.clock.scale() {
-                    TimeScale::Manual => 1,
-                    TimeScale::Factor(_) => WORKERS,
-                };
-                if state.working.len() < at_once
-                    && let Some(key) = state.waiting.pop_first()
-                {
-                    state.working.insert(key.clone(), false);
-                    if !state.waiting.is_empty() {
-                        // One permit is kept at most: pass it on to the next worker.
-                        self.inner.ready.notify_one();
+                let manual = self.inner.clock.scale() == TimeScale::Manual;
+                let at_once = if manual { 1 } else { WORKERS };
+                if state.working.len() < at_once && !state.waiting.is_empty() {
+                    let turn = manual.then(|| self.inner.place.turn());
+                    // On a clock that runs, no turn is needed.
+                    if turn.as_ref().is_none_or(Option::is_some)
+                        && let Some(key) = state.waiting.pop_first()
+                    {
+                        state.working.insert(key.clone(), false);
+                        if !state.waiting.is_empty() {
+                            // One permit is kept at most: pass it on to the next worker.
+                            ready.notify_one();
+                        }
+                        return Some((key, turn.flatten()));
                     }
-                    return Some(key);
                 }
             }
-            ready.await;
+            told.await;
         }
     }
 
@@ -238,9 +245,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
             state.waiting.insert(key.clone());
         }
         if !state.waiting.is_empty() {
-            self.inner.ready.notify_one();
-        } else if state.working.is_empty() {
-            state.activity = None;
+            self.inner.place.ready().notify_one();
+        } else if state.working.is_empty() && state.busy {
+            state.busy = false;
+            self.inner.place.leave();
         }
     }
 
@@ -282,6 +290,8 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
 
     #[tokio::test]

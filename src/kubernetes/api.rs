@@ -1,31 +1,35 @@
 //! One request to one cluster: who may, what is asked, and the answer.
 
+mod authorization;
+mod media;
+mod subresources;
+
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use self::authorization::{authorize, authorize_information};
+use self::media::{
+    accept, applied_configuration, bytes_of, content_type, json_response, object_of, parse,
+    set_content_type,
+};
 use super::body::{Body, Incoming, full, stream};
 use super::cluster::Cluster;
 use super::pki::Identity;
 use super::registry::list::ListOptions;
 use super::registry::patch::{self, PatchType};
 use super::registry::resource::Resource;
-use super::registry::selector::{Selector, selector_text};
+use super::registry::selector::Selector;
 use super::registry::table::{IncludeObject, table};
 use super::registry::watch::WatchOptions;
 use super::registry::{
-    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, WriteOptions, name_of, seconds,
+    DeleteOptions, Deleted, Part, Place, Preconditions, Propagation, WriteOptions, name_of,
 };
-use super::request::{Objects, Query, Target, verb};
+use super::request::{Query, Target, verb};
 use super::status::ApiError;
-use super::{discovery, eviction, openapi, protobuf};
-
-/// Largest body of a request, as kube-apiserver's.
-const BODY_LIMIT: usize = 3 << 20;
+use super::{discovery, openapi};
 
 /// Who asks; none without a certificate of this cluster's.
 pub type Caller = Option<Identity>;
@@ -94,48 +98,6 @@ async fn answer(
     }
 }
 
-fn authorize_information(caller: &Caller, path: &str) -> Result<(), ApiError> {
-    let open = ["/version", "/healthz", "/livez", "/readyz"];
-    if caller.is_some() || open.iter().any(|open| path.starts_with(open)) {
-        return Ok(());
-    }
-    Err(ApiError::forbidden(format!(
-        "forbidden: User \"system:anonymous\" cannot get path \"{path}\""
-    )))
-}
-
-/// `system:masters` may do everything; nodes what nodes do. Roles for others are not implemented:
-/// they may nothing.
-fn authorize(caller: &Caller, verb: &str, objects: &Objects) -> Result<(), ApiError> {
-    let member = |group: &str| {
-        caller
-            .as_ref()
-            .is_some_and(|identity| identity.groups.iter().any(|of| of == group))
-    };
-    let of_nodes = ["nodes", "leases", "events", "pods"].contains(&objects.resource.plural);
-    if member("system:masters") || (member("system:nodes") && of_nodes) {
-        return Ok(());
-    }
-    let user = caller
-        .as_ref()
-        .map_or("system:anonymous", |identity| identity.user.as_str());
-    let resource = objects.resource;
-    let scope = match &objects.namespace {
-        Some(namespace) => format!("in the namespace \"{namespace}\""),
-        None => String::from("at the cluster scope"),
-    };
-    let named = match &objects.name {
-        Some(name) => format!(" \"{name}\""),
-        None => String::new(),
-    };
-    Err(ApiError::forbidden(format!(
-        "{}{named} is forbidden: User \"{user}\" cannot {verb} resource \"{}\" in API group \"{}\" {scope}",
-        resource.qualified(),
-        resource.plural,
-        resource.group
-    )))
-}
-
 fn information(
     cluster: &Cluster,
     path: &str,
@@ -184,15 +146,6 @@ fn information(
         _ => return Err(ApiError::no_such_path()),
     };
     Ok(json_response(StatusCode::OK, &document))
-}
-
-fn accept(headers: &HeaderMap) -> String {
-    let values: Vec<&str> = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
-    values.join(",")
 }
 
 /// Objects as they are, or as a table.
@@ -377,72 +330,6 @@ impl Exchange<'_> {
         })
     }
 
-    /// `eviction`: policy/v1.
-    async fn evict(
-        &self,
-        name: &str,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
-        let eviction = object_of(request).await?;
-        let given = eviction["metadata"]["name"].as_str().unwrap_or(name);
-        if given != name {
-            return Err(ApiError::bad_request(format!(
-                "name in URL does not match name in Eviction object: {name} != {given}"
-            )));
-        }
-        let options = self.delete_options(&eviction["deleteOptions"])?;
-        eviction::evict(&self.cluster.registry, self.place, name, &options).await?;
-        Ok(json_response(StatusCode::CREATED, &success()))
-    }
-
-    /// `binding`: the pod gets its node, once and for all.
-    async fn bind(
-        &self,
-        name: &str,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
-        let binding = object_of(request).await?;
-        let Some(node) = binding["target"]["name"]
-            .as_str()
-            .filter(|node| !node.is_empty())
-        else {
-            return Err(ApiError::bad_request("target.name: Required value"));
-        };
-        let now = seconds(self.cluster.registry.now());
-        let resource = self.place.resource;
-        self.cluster
-            .registry
-            .bind(self.place, name, self.dry_run()?, |pod| {
-                let conflict = |why: String| Err(ApiError::conflict(resource, name, &why));
-                if !pod["metadata"]["deletionTimestamp"].is_null() {
-                    return conflict(format!(
-                        "pod {name} is being deleted, cannot be assigned to a host"
-                    ));
-                }
-                if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|it| !it.is_empty()) {
-                    return conflict(format!(
-                        "pod {name} is already assigned to node \"{bound}\""
-                    ));
-                }
-                let mut next = pod.clone();
-                next["spec"]["nodeName"] = json!(node);
-                let conditions = next["status"]["conditions"].as_array();
-                let others = conditions.into_iter().flatten();
-                let mut conditions: Vec<Value> = others
-                    .filter(|it| it["type"] != "PodScheduled")
-                    .cloned()
-                    .collect();
-                conditions.push(json!({
-                    "type": "PodScheduled", "status": "True", "lastTransitionTime": now,
-                    "lastProbeTime": null,
-                }));
-                next["status"]["conditions"] = Value::from(conditions);
-                Ok(next)
-            })
-            .await?;
-        Ok(json_response(StatusCode::CREATED, &success()))
-    }
-
     async fn delete_collection(
         &self,
         request: Request<Incoming>,
@@ -545,56 +432,6 @@ impl Exchange<'_> {
         Ok(response)
     }
 
-    /// `scale`: how many replicas there are to be, whatever the kind calls them.
-    async fn scale(
-        &self,
-        name: &str,
-        verb: &str,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
-        let registry = &self.cluster.registry;
-        let replicas = self.place.resource.replicas();
-        let scaled = match verb {
-            "get" => registry.get(self.place, name).await?,
-            "update" | "patch" => {
-                let manager = self.manager(request.headers());
-                let options = WriteOptions {
-                    subresource: "scale",
-                    ..self.write(&manager)?
-                };
-                let kind = match verb {
-                    "patch" => Some(match content_type(request.headers()) {
-                        // A Scale has no lists: the strategic patch is the merge patch.
-                        "application/strategic-merge-patch+json" => PatchType::Merge,
-                        other => PatchType::of(other, self.place.resource)?,
-                    }),
-                    _ => None,
-                };
-                let body = object_of(request).await?;
-                registry
-                    .modify(self.place, name, Part::Object, options, |current| {
-                        let scale = match kind {
-                            Some(kind) => patch::apply(kind, scale_of(current, replicas), &body)?,
-                            None => body.clone(),
-                        };
-                        let mut next = current.clone();
-                        // A Scale that does not say means none.
-                        next["spec"][replicas] = match &scale["spec"]["replicas"] {
-                            Value::Null => json!(0),
-                            given => given.clone(),
-                        };
-                        if let Some(version) = scale["metadata"]["resourceVersion"].as_str() {
-                            next["metadata"]["resourceVersion"] = json!(version);
-                        }
-                        Ok(next)
-                    })
-                    .await?
-            }
-            _ => return Err(ApiError::method_not_allowed()),
-        };
-        Ok(json_response(StatusCode::OK, &scale_of(&scaled, replicas)))
-    }
-
     /// Who writes: as the request says, or by the client's name.
     fn manager(&self, headers: &HeaderMap) -> String {
         let given = self.query.get("fieldManager");
@@ -691,104 +528,4 @@ impl Exchange<'_> {
         };
         json_response(StatusCode::OK, &shown)
     }
-}
-
-/// JSON is YAML, and what nearly everybody sends.
-fn applied_configuration(body: &[u8]) -> Result<Value, ApiError> {
-    if let Ok(config) = serde_json::from_slice(body) {
-        return Ok(config);
-    }
-    let malformed = |error: String| ApiError::bad_request(format!("error decoding YAML: {error}"));
-    let text = std::str::from_utf8(body).map_err(|error| malformed(error.to_string()))?;
-    serde_saphyr::from_str(text).map_err(|error| malformed(error.to_string()))
-}
-
-fn success() -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
-}
-
-fn scale_of(object: &Value, replicas: &str) -> Value {
-    let metadata = &object["metadata"];
-    let mut scale = json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1",
-        "metadata": {
-            "name": metadata["name"], "uid": metadata["uid"],
-            "resourceVersion": metadata["resourceVersion"],
-            "creationTimestamp": metadata["creationTimestamp"],
-        },
-        "spec": {"replicas": object["spec"][replicas]},
-        "status": {"replicas": object["status"][replicas].as_i64().unwrap_or(0)},
-    });
-    if metadata["namespace"].is_string() {
-        scale["metadata"]["namespace"] = metadata["namespace"].clone();
-    }
-    if object["spec"]["selector"].is_object() {
-        scale["status"]["selector"] = json!(selector_text(&object["spec"]["selector"]));
-    }
-    scale
-}
-
-fn content_type(headers: &HeaderMap) -> &str {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    value.unwrap_or("").split(';').next().unwrap_or("").trim()
-}
-
-async fn bytes_of(request: Request<Incoming>) -> Result<Bytes, ApiError> {
-    let body = Limited::new(request.into_body(), BODY_LIMIT)
-        .collect()
-        .await;
-    match body {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "RequestEntityTooLarge",
-            format!("limit is {BODY_LIMIT}"),
-        )),
-        Err(error) => Err(ApiError::bad_request(error.to_string())),
-    }
-}
-
-/// The body as a value. It may be JSON or protobuf; YAML is for kubectl's own side.
-async fn object_of(request: Request<Incoming>) -> Result<Value, ApiError> {
-    let media_type = content_type(request.headers()).to_owned();
-    parse(&media_type, bytes_of(request).await?)
-}
-
-fn parse(media_type: &str, body: Bytes) -> Result<Value, ApiError> {
-    let bare = media_type.split(';').next().unwrap_or("").trim();
-    if bare == protobuf::MEDIA_TYPE {
-        return protobuf::decode(body).map_err(|error| ApiError::bad_request(error.to_string()));
-    }
-    let json = bare.is_empty() || bare == "application/json" || bare.ends_with("-patch+json");
-    if !json {
-        return Err(ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "UnsupportedMediaType",
-            format!(
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json, {}",
-                protobuf::MEDIA_TYPE
-            ),
-        ));
-    }
-    serde_json::from_slice(&body).map_err(|error| {
-        ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type JSON): {error}"
-        ))
-    })
-}
-
-fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
-    let mut response = Response::new(full(value.to_string()));
-    *response.status_mut() = code;
-    set_content_type(&mut response, "application/json");
-    response
-}
-
-fn set_content_type(response: &mut Response<Body>, media_type: &'static str) {
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
 }

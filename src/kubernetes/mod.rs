@@ -360,7 +360,7 @@ impl Kubernetes {
                 (Arc::new(cluster), None)
             }
             None => {
-                let (namespaces, announced) = NamespaceQueue::new();
+                let (namespaces, announced) = NamespaceQueue::new(self.inner.clock.clone());
                 let registry = match &before {
                     Some(before) => Arc::clone(&before.registry),
                     None => Arc::new(Registry::new(

@@ -14,6 +14,7 @@ use super::registry::list::ListOptions;
 use super::registry::resource::{Kind, RESOURCES, Resource};
 use super::registry::{Place, Preconditions, name_of};
 use super::status::ApiError;
+use crate::clock::{Activity, Clock};
 
 /// Namespaces waiting to be emptied: far more than anybody deletes at once. What does not fit is
 /// found when the cluster is loaded next.
@@ -21,20 +22,22 @@ const QUEUE_LIMIT: usize = 1024;
 
 /// Where deletions are announced.
 pub struct NamespaceQueue {
-    sender: mpsc::Sender<String>,
+    sender: mpsc::Sender<(String, Activity)>,
+    clock: Clock,
 }
 
 /// The other end, for [`run`].
-pub type Announced = mpsc::Receiver<String>;
+pub type Announced = mpsc::Receiver<(String, Activity)>;
 
 impl NamespaceQueue {
-    pub fn new() -> (NamespaceQueue, Announced) {
+    pub fn new(clock: Clock) -> (NamespaceQueue, Announced) {
         let (sender, receiver) = mpsc::channel(QUEUE_LIMIT);
-        (NamespaceQueue { sender }, receiver)
+        (NamespaceQueue { sender, clock }, receiver)
     }
 
     pub fn push(&self, name: &str) {
-        if self.sender.try_send(name.to_owned()).is_err() {
+        let announced = (name.to_owned(), self.clock.activity());
+        if self.sender.try_send(announced).is_err() {
             tracing::warn!(name, "too many namespaces are being deleted at once");
         }
     }
@@ -50,8 +53,7 @@ pub async fn run(cluster: Arc<Cluster>, mut announced: Announced) {
                 "cannot list namespaces"
             );
         }
-        while let Some(name) = announced.recv().await {
-            let _activity = cluster.registry.clock().activity();
+        while let Some((name, _activity)) = announced.recv().await {
             match empty(&cluster, &name).await {
                 Ok(None) => {}
                 Ok(Some(wait)) => {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -173,8 +173,16 @@ impl Kubernetes {
     async fn route(&self, client: &Connection, request: Request<Incoming>) -> Response<Body> {
         match self.find(client, &request).await {
             Ok((cluster, caller, path)) => {
+                let clock = &self.inner.clock;
+                let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+                let activity = (!reads).then(|| clock.activity());
                 let request = request.map(body::incoming);
-                api::handle(&cluster, caller, &path, request).await
+                let response = api::handle(&cluster, caller, &path, request).await;
+                if let Some(activity) = activity {
+                    // As on the provider's API: what follows from a request is done before the next one comes.
+                    clock.conclude(activity).await;
+                }
+                response
             }
             Err(error) => error.to_response(),
         }

@@ -95,7 +95,6 @@ pub struct Platform {
 
 struct Inner {
     context: Context,
-    cancel: CancellationToken,
     /// Serves the requests of this process that touch an owner's ledger one after the other, so that
     /// they do not fail one another's comparisons. Owners share locks; correctness is the store's.
     ledger_locks: [tokio::sync::Mutex<()>; 16],
@@ -115,13 +114,12 @@ impl Platform {
     /// Reads the state, and is then ready for requests. See [`Platform::act`].
     pub async fn start(config: PlatformConfig) -> Result<Platform> {
         let client = config.keyspaces.client(KEYSPACE);
-        let cancel = CancellationToken::new();
         let view = Reflector::start_keeping(
             client.clone(),
             store::decode,
             store::Record::is_held,
             &config.clock,
-            cancel.clone(),
+            CancellationToken::new(),
         )
         .await?;
         let context = Context {
@@ -139,7 +137,6 @@ impl Platform {
         Ok(Platform {
             inner: Arc::new(Inner {
                 context,
-                cancel,
                 ledger_locks: Default::default(),
             }),
         })
@@ -157,7 +154,7 @@ impl Platform {
 
     /// Ends every watch: nothing is seen here any more.
     pub fn close(&self) {
-        self.inner.cancel.cancel();
+        self.store().view.close();
     }
 
     /// Whose cluster it is, as far as is seen; `None` for one that there is not.

@@ -170,8 +170,10 @@ impl Storage {
     /// Writes a batch with its version and returns when it is on disk. Whatever the error, the batch may or may
     /// not be there after the next start.
     pub(crate) fn write(&self, version: i64, changes: &Changes) -> fjall::Result<()> {
+        // The journal's size and place on the disk are synced with its data; the time of its last change need not
+        // be, which would be a write of its own.
         let durability = if self.fsync {
-            PersistMode::SyncAll
+            PersistMode::SyncData
         } else {
             PersistMode::Buffer
         };

@@ -109,7 +109,7 @@ impl Api {
                 seed: 1,
                 shared_store: false,
                 public_host: String::from("127.0.0.1"),
-                history: History::new(CancellationToken::new()),
+                history: History::new(),
                 worlds: Worlds::new(Arc::new(NoStorage)).0,
                 api_faults: Value::Null,
                 shutdown: CancellationToken::new(),

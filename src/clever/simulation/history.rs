@@ -1,10 +1,10 @@
 //! Everything that happens: each change of a record of the cloud or of the platform, in order, with a
 //! number.
 //!
-//! While the clock stands still, what happens at one instant is told when the instant's work is done,
-//! ordered by source and key, and for each key in the order in which it happened. So the history of a
-//! run does not depend on which of two threads was faster. While the clock runs by itself, a change is
-//! told as soon as it is seen.
+//! While the clock is manual, what follows from one request, and what happens at one instant of an advance, is told
+//! when that is done, ordered by source and key, and for each key in the order in which it happened. So the history
+//! of a run does not depend on which of two threads was faster. While the clock runs by itself, a change is told as
+//! soon as it is seen.
 //!
 //! Worked example: at 60 s the cloud's thread records that VM b runs, then VM a; the platform's that
 //! cluster c goes on, twice. The history then says: infra a, infra b, platform c, platform c.
@@ -18,8 +18,7 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::clock::{Clock, TimeScale, Timestamp};
 use crate::infra::{self, Cloud};
@@ -83,7 +82,7 @@ struct Entry {
 
 #[derive(Default)]
 struct Log {
-    /// What happened at the present instant of a clock that stands still, as it came.
+    /// What happens at the present instant of a manual clock, as it came.
     pending: Vec<Entry>,
     kept: VecDeque<Entry>,
     /// Number of the first entry that is kept, minus one.
@@ -101,7 +100,7 @@ impl Log {
         self.forgotten + self.kept.len() as u64
     }
 
-    /// The pending changes of one instant become history.
+    /// The pending changes become history.
     fn flush(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
         pending.sort_by(|a, b| (a.source, &a.key).cmp(&(b.source, &b.key)));
@@ -135,28 +134,16 @@ pub struct History {
     log: Arc<Mutex<Log>>,
     /// World and number of the last change told.
     head: Arc<watch::Sender<(u64, u64)>>,
-    pending: Arc<Notify>,
 }
 
 impl History {
-    /// Without a world to follow yet. `shutdown` is the server's.
-    pub fn new(shutdown: CancellationToken) -> History {
-        let history = History {
+    /// Without a world to follow yet.
+    pub fn new() -> History {
+        History {
             clock: Arc::new(Mutex::new(Clock::new(TimeScale::Manual, Timestamp(0)))),
             log: Arc::default(),
             head: Arc::new(watch::Sender::new((0, 0))),
-            pending: Arc::default(),
-        };
-        let settling = history.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    () = settling.pending.notified() => settling.settle().await,
-                    () = shutdown.cancelled() => return,
-                }
-            }
-        });
-        history
+        }
     }
 
     /// Follows another world from now on: numbers begin anew.
@@ -186,6 +173,11 @@ impl History {
             let recorded = |record: &Arc<_>| Recorded::Platform(Arc::clone(record));
             let (old, new) = (change.old.map(recorded), change.new.map(recorded));
             history.append(world, &time, Source::Platform, change.key, old, new)
+        }));
+        let (history, time) = (self.clone(), clock.clone());
+        clock.on_quiet(Box::new(move || {
+            // An instant of an advance is over when the next one begins.
+            time.is_moving() || history.tell_of(world)
         }));
         // What was there before is not news.
         let mut log = self.log.lock();
@@ -232,7 +224,6 @@ impl History {
             log.keep(entry);
         } else {
             log.pending.push(entry);
-            self.pending.notify_one();
         }
         self.announce(&log);
         true
@@ -255,15 +246,22 @@ impl History {
         };
         tokio::select! {
             _rest = clock.at_rest() => {
-                let mut log = self.log.lock();
-                if log.world == world {
-                    log.flush();
-                    self.announce(&log);
-                }
+                self.tell_of(world);
             }
             // What ended is not waited for.
             () = self.another_than(world) => {}
         }
+    }
+
+    /// Tells what is pending in `world`. Returns whether that is still followed.
+    fn tell_of(&self, world: u64) -> bool {
+        let mut log = self.log.lock();
+        if log.world != world {
+            return false;
+        }
+        log.flush();
+        self.announce(&log);
+        true
     }
 
     /// Resolves when another world is followed.
@@ -298,6 +296,12 @@ impl History {
     /// World and number of the last change told, and word of every later one.
     pub fn head(&self) -> watch::Receiver<(u64, u64)> {
         self.head.subscribe()
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        History::new()
     }
 }
 
@@ -405,7 +409,6 @@ mod tests {
             clock: Arc::new(Mutex::new(Clock::new(TimeScale::Manual, Timestamp(0)))),
             log: Arc::new(Mutex::new(log)),
             head: Arc::new(watch::Sender::new((0, 0))),
-            pending: Arc::default(),
         };
         let check = |since: u64, lost: u64, first: Option<u64>| {
             let page = history.after(since, 2);

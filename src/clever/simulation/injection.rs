@@ -344,6 +344,9 @@ fn matches_path(pattern: &str, path: &str) -> bool {
 
 /// Holds up and refuses requests as the faults say. What changes something is work at the present
 /// instant: a clock that stands still waits for it, but not for what is held up.
+///
+/// Under a manual clock a change is answered when all that follows from it at this instant is done: so requests one
+/// after the other make one history, however quick their client is.
 pub async fn inject(State(clever): State<Clever>, request: Request, next: Next) -> Response {
     let injections = &clever.simulation.inner.injections;
     let verdict = injections.judge(request.method(), request.uri().path());
@@ -356,10 +359,17 @@ pub async fn inject(State(clever): State<Clever>, request: Request, next: Next) 
     if let Some(error) = verdict.error {
         return error.into_response();
     }
-    let is_control = request.uri().path().starts_with("/_sim/");
+    let path = request.uri().path();
+    // Those wait themselves until nothing is under way.
+    let waits = ["/_sim/clock", "/_sim/world"];
+    let waits = waits.iter().any(|prefix| path.starts_with(prefix));
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let _activity = (!is_control && !reads).then(|| clever.clock.activity());
-    next.run(request).await
+    let activity = (!waits && !reads).then(|| clever.clock.activity());
+    let response = next.run(request).await;
+    if let Some(activity) = activity {
+        clever.clock.conclude(activity).await;
+    }
+    response
 }
 
 async fn list(State(clever): State<Clever>) -> Json<Vec<ApiFaultView>> {

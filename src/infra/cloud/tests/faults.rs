@@ -393,10 +393,13 @@ async fn run(events: &[Event]) -> Vec<String> {
     for datacenter in Datacenter::ALL {
         let up = cloud.set_datacenter(datacenter, DatacenterState::Up);
         up.await.unwrap();
+        clock.quiesce().await;
     }
     for vm in cloud.list_vms() {
         cloud.wedge_vm(&vm.spec.id, false).await.unwrap();
+        clock.quiesce().await;
         cloud.flap_vm(&vm.spec.id, None).await.unwrap();
+        clock.quiesce().await;
     }
     advance(&clock, 3 * 185 + 60).await;
     check_always(&cloud).await;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use sha2::Digest as _;
 
 use crate::clock::Timestamp;
 use crate::infra::metering::Run;
@@ -57,6 +58,8 @@ pub struct Account {
     pub moves: u64,
     pub refused: u64,
     pub granted: u64,
+    /// The same in every run of the same steps.
+    pub digest: String,
 }
 
 /// Lives through `steps`. Tells what went wrong.
@@ -87,6 +90,7 @@ pub async fn live(steps: &[Timed]) -> Outcome<Account> {
         moves: rules.moves,
         granted,
         refused,
+        digest: format!("{:x}", rules.digest.clone().finalize()),
     })
 }
 

@@ -86,3 +86,25 @@ fn whatever_happens_in_a_month_the_rules_hold_and_all_is_well_in_the_end() {
         }
     }
 }
+
+/// Instant by instant, all records are the same. Where a kill meets the work of an instant is a matter of
+/// threads, so there is none. `CKE_DETERMINISM_RUNS` says how many runs there are.
+#[test]
+fn a_month_is_the_same_in_every_run_on_one_thread_or_on_two() {
+    use proptest::strategy::{Strategy as _, ValueTree as _};
+    let runs = number("CKE_DETERMINISM_RUNS").unwrap_or(2);
+    let mut runner = TestRunner::new(Config {
+        rng_seed: RngSeed::Fixed(number("CKE_MONTH").unwrap_or(1)),
+        ..Config::default()
+    });
+    let drawn = step::month().new_tree(&mut runner);
+    let mut steps: Vec<Timed> = drawn.expect("a month").current();
+    steps.retain(|timed| !matches!(timed.step, step::Step::Crash { .. }));
+    let digest = |threads| live(&steps, threads).map(|account| account.digest);
+    let first = digest(1);
+    assert!(first.is_ok(), "{first:?}");
+    for run in 1..runs {
+        let threads = 1 + usize::try_from(run % 2).unwrap_or(0);
+        assert_eq!(digest(threads), first, "run {run}, on {threads} threads");
+    }
+}

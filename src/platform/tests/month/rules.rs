@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 use crate::clock::Timestamp;
 use crate::infra::metering::{Level, Usage};
@@ -33,6 +34,8 @@ pub struct Rules {
     pub instants: u64,
     pub replacements: u64,
     pub moves: u64,
+    /// Everything that was seen at the end of each instant, in few bytes.
+    pub digest: Sha256,
 }
 
 /// What VMs, load balancers and volumes of owners took, summed up instant by instant: what the cloud's own
@@ -240,6 +243,8 @@ impl Rules {
         let inventory = world.cloud.seen();
         self.meter.follow(world.clock.now(), &inventory);
         let snapshot = world.platform.seen(inventory);
+        let now = world.clock.now();
+        self.digest.update(format!("{now:?} {snapshot:?}"));
         for violation in invariant::check(&snapshot) {
             self.add(violation.rule, &violation.subject, &violation.detail);
         }
