@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Keys and values stay the slices of the received frame: no copy on the way in.
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::MessageCodec")
         .compile_fds(files)?;
     Ok(())
 }

@@ -2,6 +2,8 @@
 //! build from `proto/`. Package names, field numbers and types are etcd's; the split into files
 //! follows the services.
 
+pub mod codec;
+
 /// The files' descriptors, as a `google.protobuf.FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("etcd_descriptor");
 

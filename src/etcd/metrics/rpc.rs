@@ -213,6 +213,12 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Received<B> {
     }
 }
 
+/// The code that a call ended with, without its words and details.
+fn code_of(headers: &http::HeaderMap) -> Option<Code> {
+    let code = headers.get(Status::GRPC_STATUS)?;
+    Some(Code::from_bytes(code.as_bytes()))
+}
+
 /// A call under way. Dropped before it has said its code it was canceled.
 pub struct Call {
     method: Option<Arc<Method>>,
@@ -223,9 +229,7 @@ impl Call {
     /// Counts what is answered.
     pub fn answer(mut self, response: http::Response<Body>) -> http::Response<Answered> {
         // A refusal without a body has its code in the head.
-        if let Some(status) = Status::from_header_map(response.headers()) {
-            self.code = Some(status.code());
-        }
+        self.code = code_of(response.headers());
         response.map(|body| Answered {
             body,
             messages: Messages::default(),
@@ -298,7 +302,7 @@ impl HttpBody for Answered {
                         method.sent.inc_by(messages);
                         method.total.sent.inc_by(bytes);
                     } else if let Some(trailers) = frame.trailers_ref() {
-                        call.code = Status::from_header_map(trailers).map(|status| status.code());
+                        call.code = code_of(trailers);
                     }
                 }
                 Some(Err(status)) => call.code = Some(status.code()),

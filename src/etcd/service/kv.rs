@@ -47,19 +47,23 @@ async fn read<T: Records>(
     on_snapshot: bool,
 ) -> Result<(T, Fetched), Error> {
     let mut fetched = Fetched::new();
-    if keyspace.state.read().alarms.is_active(AlarmType::Corrupt) {
-        return Err(Error::Corrupt);
-    }
     for attempt in 0..READS {
         if attempt > 1 {
             // Another server may have compacted what this one does not know of yet.
             keyspace.catch_up().await?;
         }
-        let evaluated = if on_snapshot {
-            let snapshot = keyspace.state.read().clone();
-            evaluate(&snapshot, &fetched)
-        } else {
-            evaluate(&keyspace.state.read(), &fetched)
+        let evaluated = {
+            let state = keyspace.state.read();
+            if state.alarms.is_active(AlarmType::Corrupt) {
+                return Err(Error::Corrupt);
+            }
+            if on_snapshot {
+                let snapshot = state.clone();
+                drop(state);
+                evaluate(&snapshot, &fetched)
+            } else {
+                evaluate(&state, &fetched)
+            }
         };
         match evaluated {
             Ok(answer) => {

@@ -119,9 +119,11 @@ fn unimplemented(service: &str, method: &str) -> Status {
     Status::unimplemented(format!("unknown method {method} for service {service}"))
 }
 
-/// All services of one keyspace.
+/// All services of one keyspace. Cheap to clone: each request has one.
 #[derive(Clone)]
-pub struct Api {
+pub struct Api(Arc<Services>);
+
+struct Services {
     backend: Backend,
     kv: KvServer<Backend>,
     lease: LeaseServer<Backend>,
@@ -136,7 +138,7 @@ pub struct Api {
 impl Api {
     pub fn new(backend: Backend) -> Api {
         let max = backend.server.config.max_message_bytes();
-        Api {
+        Api(Arc::new(Services {
             kv: KvServer::new(backend.clone()).max_decoding_message_size(max),
             lease: LeaseServer::new(backend.clone()).max_decoding_message_size(max),
             cluster: ClusterServer::new(backend.clone()).max_decoding_message_size(max),
@@ -146,11 +148,11 @@ impl Api {
             election: ElectionServer::new(backend.clone()).max_decoding_message_size(max),
             health: HealthServer::new(backend.clone()),
             backend,
-        }
+        }))
     }
 
     pub fn backend(&self) -> &Backend {
-        &self.backend
+        &self.0.backend
     }
 
     /// Answers one gRPC request.
@@ -159,18 +161,29 @@ impl Api {
         B: HttpBody + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
+        let Services {
+            backend,
+            kv,
+            lease,
+            cluster,
+            maintenance,
+            auth,
+            lock,
+            election,
+            health,
+        } = self.0.as_ref();
         let path = request.uri().path();
         let service = path.split('/').nth(1).unwrap_or_default();
         let answered: Result<_, Infallible> = match service {
-            "etcdserverpb.KV" => self.kv.clone().call(request).await,
-            "etcdserverpb.Watch" => Ok(watch::call(&self.backend, request).await),
-            "etcdserverpb.Lease" => self.lease.clone().call(request).await,
-            "etcdserverpb.Cluster" => self.cluster.clone().call(request).await,
-            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request).await,
-            "etcdserverpb.Auth" => self.auth.clone().call(request).await,
-            "v3lockpb.Lock" => self.lock.clone().call(request).await,
-            "v3electionpb.Election" => self.election.clone().call(request).await,
-            "grpc.health.v1.Health" => self.health.clone().call(request).await,
+            "etcdserverpb.KV" => kv.clone().call(request).await,
+            "etcdserverpb.Watch" => Ok(watch::call(backend, request).await),
+            "etcdserverpb.Lease" => lease.clone().call(request).await,
+            "etcdserverpb.Cluster" => cluster.clone().call(request).await,
+            "etcdserverpb.Maintenance" => maintenance.clone().call(request).await,
+            "etcdserverpb.Auth" => auth.clone().call(request).await,
+            "v3lockpb.Lock" => lock.clone().call(request).await,
+            "v3electionpb.Election" => election.clone().call(request).await,
+            "grpc.health.v1.Health" => health.clone().call(request).await,
             reflection::V1 | reflection::V1_ALPHA => Ok(reflection::call(request).await),
             _ => Ok(Status::unimplemented(format!("unknown service {service}")).into_http()),
         };
