@@ -176,14 +176,17 @@ pub fn decide(group: &NodeGroup, seen: &Seen, now: Timestamp, seed: u64) -> Deci
     decision
 }
 
-/// Whether a node would be better off at another site, if there were room everywhere.
-pub fn is_misplaced(group: &NodeGroup) -> bool {
-    let (all, sites) = (
-        BTreeSet::from(Datacenter::ALL),
-        replacement::sites(&group.nodes, None),
-    );
-    group.status == NodeGroupStatus::Ready
-        && !placement::better_sites(RULE, &sites, &all).is_empty()
+/// Sites at which a node would be better off, if there were room; none while the group has something else to do.
+pub fn wanted_sites(group: &NodeGroup) -> BTreeSet<Datacenter> {
+    let mut counted = group.nodes.iter().filter(|node| node.counts());
+    let target = usize::try_from(group.target_node_count).unwrap_or(usize::MAX);
+    let rests = group.status == NodeGroupStatus::Ready
+        && counted.clone().count() == target
+        && group.nodes.iter().all(|node| node.life.replaces.is_none());
+    if !(rests && counted.all(|node| node.status == NodeStatus::Ready)) {
+        return BTreeSet::new();
+    }
+    placement::wanted(RULE, &replacement::sites(&group.nodes, None))
 }
 
 fn ready_nodes(group: &NodeGroup) -> u32 {
