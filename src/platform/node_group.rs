@@ -176,17 +176,20 @@ pub fn decide(group: &NodeGroup, seen: &Seen, now: Timestamp, seed: u64) -> Deci
     decision
 }
 
-/// Sites at which a node would be better off, if there were room; none while the group has something else to do.
+/// Sites at which a node would be better off, if there were room; none while the group has something else to do than
+/// to move a node.
 pub fn wanted_sites(group: &NodeGroup) -> BTreeSet<Datacenter> {
-    let mut counted = group.nodes.iter().filter(|node| node.counts());
-    let target = usize::try_from(group.target_node_count).unwrap_or(usize::MAX);
+    let counted: Vec<&Node> = group.nodes.iter().filter(|node| node.counts()).collect();
+    let busy = |node: &Node| node.life.replaces.is_some() && !node.life.moves;
     let rests = group.status == NodeGroupStatus::Ready
-        && counted.clone().count() == target
-        && group.nodes.iter().all(|node| node.life.replaces.is_none());
-    if !(rests && counted.all(|node| node.status == NodeStatus::Ready)) {
+        && u32::try_from(counted.len()) == Ok(group.target_node_count)
+        && counted.iter().all(|node| node.status == NodeStatus::Ready)
+        && !group.nodes.iter().any(busy);
+    if !rests {
         return BTreeSet::new();
     }
-    placement::wanted(RULE, &replacement::sites(&group.nodes, None))
+    let sites: Vec<Datacenter> = counted.iter().map(|node| node.datacenter).collect();
+    placement::wanted(RULE, &sites)
 }
 
 fn ready_nodes(group: &NodeGroup) -> u32 {
