@@ -123,7 +123,7 @@ async fn many_at_once_are_as_many_one_after_the_other() {
         one_by_one.push(apart.create_vm(spec.clone()).await);
     }
     let refused = |outcome: &Result<Arc<Vm>>| matches!(outcome, Err(CloudError::NoCapacity { .. }));
-    assert!(at_once.iter().any(|it| refused(it)) && !at_once.iter().all(|it| refused(it)));
+    assert!(at_once.iter().any(refused) && !at_once.iter().all(refused));
     assert!(transactions <= 3, "{transactions}");
     for (at_once, alone) in at_once.drain(..).zip(one_by_one) {
         assert_eq!(refused(&at_once), refused(&alone));

@@ -434,10 +434,13 @@ impl ClusterController {
         plan.decision.wake
     }
 
-    /// One round for many clusters, with an outcome for each; `None` where somebody else's change came first.
+    /// One round for many clusters, with an outcome for each; `None` where somebody else's change came first, or the round failed for
+    /// many at once.
     async fn round(&self, keys: &[String]) -> Vec<Option<Outcome>> {
         // Each observes its own cluster: side by side, they share the waits for the disk.
         let observed = futures::future::join_all(keys.iter().map(|key| self.plan(key))).await;
+        // What fails for many at once is tried for each alone: then it is known whose failure it is.
+        let alone = keys.len() == 1;
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
         let (mut common, mut plans) = (Vec::new(), Vec::new());
         for (index, plan) in observed.into_iter().enumerate() {
@@ -447,7 +450,7 @@ impl ClusterController {
             };
             outcomes.push(None);
             self.decide(&mut plan);
-            if keys.len() > 1 && plan.decision.acts.iter().all(is_common) {
+            if !alone && plan.decision.acts.iter().all(is_common) {
                 common.push((index, plan));
                 continue;
             }
@@ -461,7 +464,7 @@ impl ClusterController {
             Ok(()) => plans.extend(common),
             Err(error) => {
                 for (index, _) in common {
-                    outcomes[index] = Some(Err(error.clone()));
+                    outcomes[index] = alone.then(|| Err(error.clone()));
                 }
             }
         }
@@ -483,7 +486,7 @@ impl ClusterController {
             }
             Err(error) => {
                 for (index, _) in changing {
-                    outcomes[index] = Some(Err(error.clone()));
+                    outcomes[index] = alone.then(|| Err(error.clone()));
                 }
             }
         }

@@ -211,10 +211,13 @@ impl NodeGroupController {
         Ok(Some(change))
     }
 
-    /// One round for many groups, with an outcome for each; `None` where another's change came first.
+    /// One round for many groups, with an outcome for each; `None` where another's change came first, or the round failed for many at
+    /// once.
     async fn round(&self, keys: &[String]) -> Vec<Option<Outcome>> {
         // Each observes its own cluster: side by side, they share the waits for the disk.
         let observed = futures::future::join_all(keys.iter().map(|key| self.plan(key))).await;
+        // What fails for many at once is tried for each alone: then it is known whose failure it is.
+        let alone = keys.len() == 1;
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
         let mut plans = Vec::new();
         for (index, plan) in observed.into_iter().enumerate() {
@@ -231,7 +234,7 @@ impl NodeGroupController {
         let mut all: Vec<&mut Plan<'_>> = plans.iter_mut().map(|(_, plan)| plan).collect();
         if let Err(error) = self.act(&mut all).await {
             for (index, _) in plans {
-                outcomes[index] = Some(Err(error.clone()));
+                outcomes[index] = alone.then(|| Err(error.clone()));
             }
             return outcomes;
         }
@@ -253,7 +256,7 @@ impl NodeGroupController {
             }
             Err(error) => {
                 for (index, _) in changing {
-                    outcomes[index] = Some(Err(error.clone()));
+                    outcomes[index] = alone.then(|| Err(error.clone()));
                 }
             }
         }
