@@ -17,6 +17,7 @@ use crate::clever::Clever;
 use crate::clever::authentication::{Actor, Owner};
 use crate::clever::error::{ApiError, CLUSTER};
 use crate::clever::node_group::{ClusterNodeGroup, NodeGroupCreation};
+use crate::clever::standalone_node::ClusterStandaloneNode;
 use crate::clever::transport::{Json, JsonBody, OptionalJsonBody, Parameters, nullable};
 use crate::platform::model::{
     ClusterId, ClusterPatch, ClusterStatus, ClusterView, CreateCluster, Features, FeaturesPatch,
@@ -119,7 +120,7 @@ pub struct ClusterBody {
     pub location_id: String,
     pub features: FeaturesBody,
     pub node_groups: Vec<ClusterNodeGroup>,
-    pub standalone_node_groups: Vec<ClusterNodeGroup>,
+    pub standalone_node_groups: Vec<ClusterStandaloneNode>,
     pub load_balancers: Vec<LoadBalancer>,
     pub storage_usage_bytes: Option<u64>,
 }
@@ -146,12 +147,11 @@ impl From<Features> for FeaturesBody {
 impl From<ClusterView> for ClusterBody {
     fn from(view: ClusterView) -> Self {
         let cluster = view.cluster;
-        let node_groups = view
+        let (standalone, groups): (Vec<_>, Vec<_>) = view
             .node_groups
             .into_iter()
             .filter(|group| group.status != NodeGroupStatus::Deleted)
-            .map(ClusterNodeGroup::of)
-            .collect();
+            .partition(|group| group.standalone);
         ClusterBody {
             id: cluster.id,
             tenant_id: cluster.owner,
@@ -164,8 +164,8 @@ impl From<ClusterView> for ClusterBody {
             topology_config: cluster.topology,
             location_id: cluster.location,
             features: cluster.features.into(),
-            node_groups,
-            standalone_node_groups: Vec::new(),
+            node_groups: groups.into_iter().map(ClusterNodeGroup::of).collect(),
+            standalone_node_groups: standalone.into_iter().map(Into::into).collect(),
             load_balancers: cluster.load_balancer.into_iter().collect(),
             storage_usage_bytes: cluster.storage_usage_bytes,
         }

@@ -56,6 +56,7 @@ pub enum ErrorContext {
 /// Names of resources in an [`ErrorContext`].
 pub const CLUSTER: &str = "KubernetesCluster";
 pub const NODE_GROUP: &str = "KubernetesNodeGroup";
+pub const NODE: &str = "KubernetesNode";
 pub const QUOTA: &str = "KubernetesQuotaReservation";
 pub const LOAD_BALANCER: &str = "LoadBalancer";
 pub const STORAGE: &str = "Storage";
@@ -150,6 +151,12 @@ impl From<PlatformError> for ApiError {
             PlatformError::NodeGroupNotFound(id) => {
                 ApiError::not_found(message).about(ErrorContext::Resource {
                     resource_type: NODE_GROUP,
+                    resource_name: id.to_string(),
+                })
+            }
+            PlatformError::NodeNotFound(id) => {
+                ApiError::not_found(message).about(ErrorContext::Resource {
+                    resource_type: NODE,
                     resource_name: id.to_string(),
                 })
             }

@@ -27,6 +27,7 @@ mod profile;
 mod quota;
 mod server;
 mod simulation;
+mod standalone_node;
 mod storage;
 mod summary;
 mod transport;
@@ -105,6 +106,7 @@ pub fn router(config: CleverConfig) -> Router {
         .merge(price_system::routes())
         .merge(cluster::routes())
         .merge(node_group::routes())
+        .merge(standalone_node::routes())
         .merge(kubeconfig::routes())
         .merge(load_balancer::routes())
         .merge(deployment_event::routes())

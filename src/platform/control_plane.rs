@@ -140,19 +140,21 @@ pub struct View<'a> {
     pub openings: &'a BTreeMap<Flavor, Openings>,
 }
 
-/// Flavors of VMs that would be better off at another site, if there is room: after the loss of one, healing
-/// leaves two replicas in another.
-pub fn misplaced(cluster: &Cluster) -> BTreeSet<Flavor> {
+/// Sites at which a VM of a flavor would be better off, if there were room: after the loss of one, healing leaves two
+/// replicas in another.
+pub fn wanted_sites(cluster: &Cluster) -> BTreeMap<Flavor, BTreeSet<Datacenter>> {
     let rule = placement::Rule::of_control_plane(cluster.topology.kind());
-    let all = BTreeSet::from(Datacenter::ALL);
-    let is_misplaced = |role: &Role| {
+    let mut wanted: BTreeMap<Flavor, BTreeSet<Datacenter>> = BTreeMap::new();
+    for role in roles(&cluster.topology) {
         let own = cluster.control_plane.iter();
         let staying = own.filter(|vm| vm.components == role.components && vm.counts());
         let sites: Vec<Datacenter> = staying.map(|vm| vm.datacenter).collect();
-        !placement::better_sites(rule, &sites, &all).is_empty()
-    };
-    let roles = roles(&cluster.topology).into_iter();
-    roles.filter(is_misplaced).map(|role| role.flavor).collect()
+        let better = placement::wanted(rule, &sites);
+        if !better.is_empty() {
+            wanted.entry(role.flavor).or_default().extend(better);
+        }
+    }
+    wanted
 }
 
 /// What happened to one VM, for people.

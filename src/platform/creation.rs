@@ -98,6 +98,7 @@ pub fn node_group(
         min_node_count: order.min_node_count,
         max_node_count: order.max_node_count,
         autoscaling_enabled: request.autoscaling_enabled.unwrap_or(inherits_autoscaling),
+        standalone: false,
         labels: request.labels.clone(),
         taints: request.taints.clone(),
         created_at: now,

@@ -20,6 +20,9 @@ pub enum PlatformError {
     /// 404; also for another cluster's.
     #[error("Node group {0} not found")]
     NodeGroupNotFound(NodeGroupId),
+    /// 404; also for a node of a group, and another cluster's.
+    #[error("Node {0} not found")]
+    NodeNotFound(NodeGroupId),
     /// `clever.core.quota-exceeded`.
     #[error("Quota exceeded: {item}: limit = {limit} | actual = {actual}")]
     QuotaExceeded {

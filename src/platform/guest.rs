@@ -35,7 +35,7 @@ pub struct Guest {
 pub struct Kubelet {
     pub cluster_id: String,
     pub node_name: String,
-    /// Name of the group; `None` on a bundle VM.
+    /// Name of the group; `None` on a bundle VM, and of a standalone node.
     pub node_group: Option<String>,
     pub flavor: String,
     pub vcpus: u32,
@@ -70,14 +70,17 @@ impl Guest {
     pub fn of_node(cluster: &Cluster, group: &NodeGroup, node: &Node) -> Guest {
         let mut labels = group.labels.clone();
         labels.insert(ROLE_LABEL.to_owned(), "worker".to_owned());
-        labels.insert(NODE_GROUP_LABEL.to_owned(), group.name.clone());
+        // A standalone node is of no group that anybody in the cluster could name.
+        if !group.standalone {
+            labels.insert(NODE_GROUP_LABEL.to_owned(), group.name.clone());
+        }
         Guest {
             components: Vec::new(),
             version: kubelet_version(&node.version),
             kubelet: Some(kubelet(
                 cluster,
                 &node.name,
-                Some(group.name.clone()),
+                (!group.standalone).then(|| group.name.clone()),
                 &node.version,
                 group.flavor,
                 labels,

@@ -42,6 +42,7 @@ pub mod releases;
 pub mod replacement;
 mod request;
 pub mod shape;
+pub mod standalone_nodes;
 pub mod store;
 mod turns;
 pub mod validation;

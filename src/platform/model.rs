@@ -579,6 +579,9 @@ pub struct NodeGroup {
     pub min_node_count: u32,
     pub max_node_count: u32,
     pub autoscaling_enabled: bool,
+    /// It is how one standalone node is kept: of one node always, and no group to anybody who asks for groups.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standalone: bool,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub created_at: Timestamp,

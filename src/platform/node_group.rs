@@ -176,14 +176,20 @@ pub fn decide(group: &NodeGroup, seen: &Seen, now: Timestamp, seed: u64) -> Deci
     decision
 }
 
-/// Whether a node would be better off at another site, if there were room everywhere.
-pub fn is_misplaced(group: &NodeGroup) -> bool {
-    let (all, sites) = (
-        BTreeSet::from(Datacenter::ALL),
-        replacement::sites(&group.nodes, None),
-    );
-    group.status == NodeGroupStatus::Ready
-        && !placement::better_sites(RULE, &sites, &all).is_empty()
+/// Sites at which a node would be better off, if there were room; none while the group has something else to do than
+/// to move a node.
+pub fn wanted_sites(group: &NodeGroup) -> BTreeSet<Datacenter> {
+    let counted: Vec<&Node> = group.nodes.iter().filter(|node| node.counts()).collect();
+    let busy = |node: &Node| node.life.replaces.is_some() && !node.life.moves;
+    let rests = group.status == NodeGroupStatus::Ready
+        && u32::try_from(counted.len()) == Ok(group.target_node_count)
+        && counted.iter().all(|node| node.status == NodeStatus::Ready)
+        && !group.nodes.iter().any(busy);
+    if !rests {
+        return BTreeSet::new();
+    }
+    let sites: Vec<Datacenter> = counted.iter().map(|node| node.datacenter).collect();
+    placement::wanted(RULE, &sites)
 }
 
 fn ready_nodes(group: &NodeGroup) -> u32 {

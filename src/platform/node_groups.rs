@@ -12,7 +12,7 @@ use super::store::{Change, Versioned};
 use super::{ATTEMPTS, Platform, Result, contention, validation};
 
 impl Platform {
-    /// In the order of creation. Without a filter: all that exist.
+    /// In the order of creation. Without a filter: all that exist. Standalone nodes are none.
     pub async fn list_node_groups(
         &self,
         owner: &OwnerId,
@@ -21,7 +21,9 @@ impl Platform {
     ) -> Result<Vec<NodeGroup>> {
         self.store().cluster(owner, cluster).await?;
         let mut groups = self.store().node_groups(cluster).await?;
-        groups.retain(|group| statuses.is_empty() || statuses.contains(&group.status));
+        groups.retain(|group| {
+            !group.standalone && (statuses.is_empty() || statuses.contains(&group.status))
+        });
         Ok(groups)
     }
 
@@ -32,6 +34,16 @@ impl Platform {
         owner: &OwnerId,
         cluster: &ClusterId,
         request: CreateNodeGroup,
+    ) -> Result<NodeGroup> {
+        self.add_node_group(owner, cluster, request, false).await
+    }
+
+    pub(super) async fn add_node_group(
+        &self,
+        owner: &OwnerId,
+        cluster: &ClusterId,
+        request: CreateNodeGroup,
+        standalone: bool,
     ) -> Result<NodeGroup> {
         // Whether the cluster is there comes first: a foreign one is not found, whatever is asked.
         self.store().cluster(owner, cluster).await?;
@@ -51,6 +63,7 @@ impl Platform {
                 self.inner.context.seed,
                 now,
             );
+            group.standalone = standalone;
             let holding = creation::node_group_holding(&group, group.target_node_count);
             account.value.reserve([holding])?;
             let mut change = Change::new();
@@ -237,6 +250,14 @@ fn patched(group: &NodeGroup, patch: &NodeGroupPatch) -> Result<NodeGroup> {
     if patch.name != group.name {
         let reason = format!("the name of node group {} cannot be changed", group.name);
         return Err(PlatformError::invalid("name", &patch.name, reason));
+    }
+    let resizes = patch.target_node_count != group.target_node_count;
+    if group.standalone && (resizes || patch.autoscaling_enabled == Some(true)) {
+        let reason = format!(
+            "Cannot resize node group {}: it is a standalone node",
+            group.id
+        );
+        return Err(PlatformError::wrong_state(reason));
     }
     let mut next = group.clone();
     next.target_node_count = patch.target_node_count;

@@ -113,7 +113,16 @@ pub fn better_sites(
     found.filter_map(|(own, to)| Some((own, to?))).collect()
 }
 
-/// Which sites would take a VM of some size now.
+/// Sites at which some replica would be better off, if there were room. `sites` are those of all of them.
+pub fn wanted(rule: Rule, sites: &[Datacenter]) -> BTreeSet<Datacenter> {
+    let helps = |site: &Datacenter| {
+        let alone = BTreeSet::from([*site]);
+        !better_sites(rule, sites, &alone).is_empty()
+    };
+    Datacenter::ALL.into_iter().filter(helps).collect()
+}
+
+/// Which of the sites that are wanted would take a VM of some size now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Openings {
     /// There is room.
@@ -212,6 +221,10 @@ mod tests {
                     Datacenter::ALL.iter().position(|it| it == at).is_some_and(|bit| door >> bit & 1 == 1)
                 };
                 let open: BTreeSet<Datacenter> = Datacenter::ALL.into_iter().filter(is_open).collect();
+                // Room need not be looked for but where it is wanted.
+                let wanted = wanted(Rule::Spread, &sites);
+                let there: BTreeSet<Datacenter> = open.intersection(&wanted).copied().collect();
+                prop_assert_eq!(move_of(&sites, &there), move_of(&sites, &open));
                 while let Some((index, to)) = move_of(&sites, &open) {
                     prop_assert!(open.contains(&to));
                     let before = squares(&sites);

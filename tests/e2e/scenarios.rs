@@ -130,6 +130,41 @@ fn a_running_server_is_controlled_from_the_command_line() {
     assert!(lost.contains("\"partitioned\"") && lost.contains("\"capacityPercent\": 50"));
     let quota = run(&["quota", "--vcpus", "80"]);
     assert!(quota.contains("80000"), "{quota}");
+    let planned = run(&[
+        "rates",
+        "plan",
+        "--control-plane",
+        "6:12",
+        "--beta",
+        "false",
+    ]);
+    assert!(planned.contains("\"beta\": false"), "{planned}");
+    assert!(run(&["rates"]).contains("\"ramGb\": \"12\""));
+    // One XS control plane, at twice the catalog's rates.
+    let price = run(&["price", "DEDICATED_COMPUTE:XS:1"]);
+    assert!(price.contains("\"monthly\": \"132.00\""), "{price}");
+    let several = run(&["price", "DEDICATED_COMPUTE:XS:1", "ALL_IN_ONE:S:1"]);
+    assert!(several.contains("\"differences\""), "{several}");
+    let cheapest = run(&[
+        "price",
+        "cheapest",
+        "--vcpus",
+        "8",
+        "--topology",
+        "ALL_IN_ONE",
+    ]);
+    assert!(cheapest.contains("ALL_IN_ONE:S:1"), "{cheapest}");
+    let given = run(&["credits", "give", "a welcome", "25.50", "--reason", "beta"]);
+    assert!(given.contains("\"name\": \"a welcome\""), "{given}");
+    assert!(run(&["credits"]).contains("\"25.50\""));
+    let invoices = run(&["invoices"]);
+    assert!(invoices.contains("\"month\": \"2026-01\""), "{invoices}");
+    assert!(run(&["invoices", "2026-01"]).contains("\"lines\""));
+    assert!(run(&["invoices", "2026-01", "--html"]).contains("<html lang"));
+    assert_eq!(run(&["volumes"]).trim(), "[]");
+    assert!(run(&["vm", "control-plane-0"]).contains("\"cpuMillis\": 250"));
+    assert_eq!(run(&["faults", "api"]).trim(), "[]");
+    assert!(run(&["openapi"]).contains("\"/_sim/rates\""));
     assert!(run(&["clock", "50"]).contains("\"scale\": \"50\""));
     assert!(run(&["clock", "pause"]).contains("\"resumesAt\": \"50\""));
     assert!(run(&["clock", "manual"]).contains("\"scale\": \"manual\""));

@@ -137,9 +137,9 @@ impl ClusterController {
 
     /// Where VMs could go that would be better off elsewhere; nothing, almost always.
     fn openings(&self, cluster: &Cluster) -> BTreeMap<Flavor, Openings> {
-        let flavors = control_plane::misplaced(cluster).into_iter();
-        flavors
-            .map(|flavor| (flavor, self.context.openings(flavor)))
+        let wanted = control_plane::wanted_sites(cluster).into_iter();
+        wanted
+            .map(|(flavor, sites)| (flavor, self.context.openings(flavor, sites)))
             .collect()
     }
 
@@ -148,7 +148,7 @@ impl ClusterController {
         self.context.store.view.with(|records| {
             reflector::under(records, store::CLUSTERS)
                 .filter(|(_, stored)| match stored.record.as_ref() {
-                    Record::Cluster(cluster) => !control_plane::misplaced(cluster).is_empty(),
+                    Record::Cluster(cluster) => !control_plane::wanted_sites(cluster).is_empty(),
                     _ => false,
                 })
                 .map(|(key, _)| key.clone())

@@ -12,6 +12,7 @@ mod node_group;
 mod notice;
 mod orphan;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -42,20 +43,22 @@ pub struct Context {
 }
 
 impl Context {
-    /// Which sites would take a VM of that flavor now.
-    fn openings(&self, flavor: Flavor) -> Openings {
+    /// Which of the `wanted` sites would take a VM of that flavor now.
+    fn openings(&self, flavor: Flavor, wanted: BTreeSet<Datacenter>) -> Openings {
         let size = flavor.size();
         let room = Room {
             vcpus: size.vcpus,
             ram_gb: size.ram_gb,
         };
         let mut openings = Openings::default();
-        for site in Datacenter::ALL {
-            if self.cloud.has_room(site, room) {
-                openings.open.insert(site);
-            } else if self.cloud.site(site).is_reachable() {
-                openings.full.insert(site);
+        for site in wanted {
+            if !self.cloud.site(site).is_reachable() {
+                continue;
             }
+            match self.cloud.has_room(site, room) {
+                true => openings.open.insert(site),
+                false => openings.full.insert(site),
+            };
         }
         openings
     }

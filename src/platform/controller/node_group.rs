@@ -54,8 +54,9 @@ impl NodeGroupController {
             taken_names: store::taken_names(&self.context.store.view, &cluster.id),
             replacements: None,
             openings: match cluster.status {
-                ClusterStatus::Active if node_group::is_misplaced(group) => {
-                    self.context.openings(group.flavor)
+                ClusterStatus::Active => {
+                    let wanted = node_group::wanted_sites(group);
+                    self.context.openings(group.flavor, wanted)
                 }
                 _ => Openings::default(),
             },
@@ -67,7 +68,7 @@ impl NodeGroupController {
         self.context.store.view.with(|records| {
             reflector::under(records, store::NODE_GROUPS)
                 .filter(|(_, stored)| match stored.record.as_ref() {
-                    Record::NodeGroup(group) => node_group::is_misplaced(group),
+                    Record::NodeGroup(group) => !node_group::wanted_sites(group).is_empty(),
                     _ => false,
                 })
                 .map(|(key, _)| key.clone())

@@ -19,6 +19,7 @@ use crate::platform::load_balancer::{Configuration, CreateLoadBalancer, FLAVOR};
 use crate::platform::model::*;
 use crate::platform::quota::Limits;
 use crate::platform::redeployment::Hooks;
+use crate::platform::standalone_nodes::CreateStandaloneNode;
 use crate::platform::testing::{Settings, World, owner};
 use crate::platform::{CreateNodeGroup, PlatformError};
 
@@ -409,6 +410,20 @@ impl Month {
                 Some(it) => {
                     let order = group_order(nodes, autoscaling);
                     request(platform.create_node_group(&owner, &it.id, order).await)
+                }
+                None => Ok(false),
+            },
+            Step::CreateNode(number) => match self.cluster(number).await? {
+                Some(it) => {
+                    let order = CreateStandaloneNode {
+                        name: String::from("lone"),
+                        description: None,
+                        tag: None,
+                        flavor: Flavor::Xxs,
+                        labels: BTreeMap::new(),
+                        taints: Vec::new(),
+                    };
+                    request(platform.create_standalone_node(&owner, &it.id, order).await)
                 }
                 None => Ok(false),
             },

@@ -34,6 +34,7 @@ pub enum Step {
     },
     GroupAutoscaling(u8, bool),
     DeleteGroup(u8),
+    CreateNode(u8),
     Limits {
         vcpus: u64,
         ips: u32,
@@ -174,6 +175,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (any::<u8>(), 0u32..7).prop_map(|(group, nodes)| Step::Resize { group, nodes }),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(it, on)| Step::GroupAutoscaling(it, on)),
         1 => any::<u8>().prop_map(Step::DeleteGroup),
+        1 => any::<u8>().prop_map(Step::CreateNode),
         1 => (20u64..300, 0u32..8).prop_map(|(vcpus, ips)| Step::Limits { vcpus, ips }),
         2 => any::<u8>().prop_map(Step::CreateLoadBalancer),
         1 => any::<u8>().prop_map(Step::DeleteLoadBalancer),
