@@ -216,8 +216,19 @@ async fn list_of_parent(
     actor: Actor,
     Path((_, parent)): Path<(String, String)>,
 ) -> Result<Json<Vec<LoadBalancerBody>>, ApiError> {
-    let mut found = reachable(&clever, &actor).await?;
-    found.retain(|one| one.cluster.as_str() == parent || one.region == parent);
+    let found = match parent.parse() {
+        // A cluster's own components ask so: what others have is not looked through for them.
+        Ok(cluster) if actor.may_reach(&cluster) => {
+            let owner = &actor.owner;
+            clever.platform.load_balancers_of(owner, &cluster).await?
+        }
+        Ok(_) => Vec::new(),
+        Err(_) => {
+            let mut found = reachable(&clever, &actor).await?;
+            found.retain(|one| one.region == parent);
+            found
+        }
+    };
     Ok(Json(found.into_iter().map(Into::into).collect()))
 }
 

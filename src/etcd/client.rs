@@ -5,6 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use etcd_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -19,11 +20,17 @@ use etcd_proto::etcdserverpb::{
     TxnResponse, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use etcd_proto::mvccpb::KeyValue;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, TryFutureExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
+use tower::Service;
+
+use super::in_process::InProcess;
 
 /// Text of the error for a revision that is gone; clients of etcd match on it.
 pub const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -86,10 +93,53 @@ pub trait Keyspaces: Send + Sync {
     ) -> futures::future::BoxFuture<'a, Result<(), ClientError>>;
 }
 
+/// What takes requests to an etcd: a connection, or the server itself where it is in the same process.
+#[derive(Clone)]
+pub enum Transport {
+    Connection(Channel),
+    InProcess(InProcess),
+}
+
+impl From<Channel> for Transport {
+    fn from(channel: Channel) -> Transport {
+        Transport::Connection(channel)
+    }
+}
+
+impl From<InProcess> for Transport {
+    fn from(server: InProcess) -> Transport {
+        Transport::InProcess(server)
+    }
+}
+
+impl Service<http::Request<Body>> for Transport {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Self::Response, Status>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        match self {
+            Transport::Connection(channel) => channel.poll_ready(context).map_err(to_status),
+            Transport::InProcess(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match self {
+            Transport::Connection(channel) => channel.call(request).map_err(to_status).boxed(),
+            Transport::InProcess(server) => server.answer(request),
+        }
+    }
+}
+
+fn to_status(error: tonic::transport::Error) -> Status {
+    Status::from_error(error.into())
+}
+
 /// One keyspace of an etcd. Cheap to clone; clones share the connection.
 #[derive(Clone)]
 pub struct Client {
-    channel: Channel,
+    transport: Transport,
 }
 
 /// What a read saw, and at which revision of the keyspace.
@@ -100,8 +150,10 @@ pub struct At<T> {
 }
 
 impl Client {
-    pub fn new(channel: Channel) -> Client {
-        Client { channel }
+    pub fn new(transport: impl Into<Transport>) -> Client {
+        Client {
+            transport: transport.into(),
+        }
     }
 
     /// Connects to the default keyspace of the etcd at `endpoint`, such as `http://127.0.0.1:2379`.
@@ -116,12 +168,12 @@ impl Client {
             .connect()
             .await
             .map_err(connect)?;
-        Ok(Client { channel })
+        Ok(Client::new(channel))
     }
 
-    fn kv(&self) -> KvClient<Channel> {
+    fn kv(&self) -> KvClient<Transport> {
         // A page of a list has no bound of its own.
-        KvClient::new(self.channel.clone())
+        KvClient::new(self.transport.clone())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX)
     }
@@ -209,14 +261,14 @@ impl Client {
 
     /// Grants a lease of `ttl` seconds and returns its id.
     pub async fn lease_grant(&self, ttl: i64) -> Result<i64, ClientError> {
-        let response = LeaseClient::new(self.channel.clone())
+        let response = LeaseClient::new(self.transport.clone())
             .lease_grant(LeaseGrantRequest { ttl, id: 0 })
             .await?;
         Ok(response.into_inner().id)
     }
 
     pub async fn lease_revoke(&self, id: i64) -> Result<(), ClientError> {
-        LeaseClient::new(self.channel.clone())
+        LeaseClient::new(self.transport.clone())
             .lease_revoke(LeaseRevokeRequest { id })
             .await?;
         Ok(())
@@ -225,7 +277,7 @@ impl Client {
     /// Renews the lease once. Returns the seconds that it now has, 0 if it is gone.
     pub async fn lease_keep_alive(&self, id: i64) -> Result<i64, ClientError> {
         let once = tokio_stream::once(LeaseKeepAliveRequest { id });
-        let mut answers = LeaseClient::new(self.channel.clone())
+        let mut answers = LeaseClient::new(self.transport.clone())
             .lease_keep_alive(once)
             .await?
             .into_inner();
@@ -243,7 +295,7 @@ impl Client {
             .send(request)
             .await
             .map_err(|_| ClientError::StreamEnded)?;
-        let mut answers = WatchClient::new(self.channel.clone())
+        let mut answers = WatchClient::new(self.transport.clone())
             .max_decoding_message_size(usize::MAX)
             .watch(ReceiverStream::new(outgoing))
             .await?

@@ -67,8 +67,6 @@ impl Slot {
         if let Err(error) = sequencer.await {
             tracing::error!(keyspace = %self.name, %error, "the sequencer had died");
         }
-        // The connection that in-process clients share lasts as long as one of them.
-        self.channel.lock().take();
         true
     }
 }

@@ -40,6 +40,7 @@ mod health;
 mod history;
 mod http;
 mod idle;
+mod in_process;
 mod index;
 mod key_range;
 mod keyspace;

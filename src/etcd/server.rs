@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,15 +13,15 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
 use super::auth::Tokens;
 use super::auth::password::Passwords;
 use super::auth::peer::PeerName;
 use super::client::{Client, ClientError, Keyspaces};
 use super::config::EtcdConfig;
-use super::connection::{CONNECTION_WINDOW_BYTES, Connected, STREAM_WINDOW_BYTES};
+use super::connection::Connected;
 use super::error::Error;
+use super::in_process::InProcess;
 use super::keyspace::{Keyspace, Limits};
 use super::keyspace_choice::Chosen;
 use super::pings::UnderWay;
@@ -31,8 +30,6 @@ use super::store::{self, Identity, Store, StoreError};
 use super::tls::Tls;
 use crate::clock::Clock;
 
-/// Bytes between the two ends of an in-process connection.
-const IN_PROCESS_BUFFER_BYTES: usize = 1 << 20;
 /// Connections at once of a listener for scrapers and probes.
 const METRICS_CONNECTIONS: usize = 64;
 /// How long a client may take to shake hands.
@@ -115,8 +112,6 @@ pub struct Slot {
     pub(super) open: RwLock<Option<Open>>,
     /// Held while the keyspace is loaded, unloaded or removed.
     pub(super) changing: tokio::sync::Mutex<()>,
-    /// The connection that in-process clients share.
-    pub(super) channel: Mutex<Option<Channel>>,
     /// The keyspace was asked for since the last look.
     pub(super) touched: AtomicBool,
     /// When a look found it touched, in milliseconds.
@@ -164,7 +159,6 @@ impl Inner {
             name: Arc::clone(&name),
             open: RwLock::new(None),
             changing: tokio::sync::Mutex::new(()),
-            channel: Mutex::new(None),
             touched: AtomicBool::new(false),
             used_at: AtomicI64::new(self.clock.now().0),
         });
@@ -448,28 +442,9 @@ impl Server {
 }
 
 impl Inner {
-    /// A connection to the keyspace within this process, which all share. Call it inside a tokio runtime.
-    pub fn channel(self: &Arc<Inner>, keyspace: &str) -> Channel {
-        let slot = self.slot(keyspace);
-        let connect = || {
-            // Weak: the connection must not keep the server alive.
-            let server = Arc::downgrade(self);
-            let name = Arc::clone(&slot.name);
-            let connector = tower::service_fn(move |_: ::http::Uri| {
-                let connected = server.upgrade().map(|server| {
-                    let (ours, theirs) = tokio::io::duplex(IN_PROCESS_BUFFER_BYTES);
-                    tokio::spawn(server.serve_in_process(&server.slot(&name), ours));
-                    TokioIo::new(theirs)
-                });
-                let gone = || std::io::Error::other("the etcd server was stopped");
-                std::future::ready(connected.ok_or_else(gone))
-            });
-            Endpoint::from_static("http://in-process")
-                .initial_stream_window_size(STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .connect_with_connector_lazy(connector)
-        };
-        slot.channel.lock().get_or_insert_with(connect).clone()
+    /// A client of the keyspace within this process.
+    pub fn client(self: &Arc<Inner>, keyspace: &str) -> Client {
+        Client::new(InProcess::new(self, keyspace))
     }
 
     /// The services of a keyspace.
@@ -479,31 +454,6 @@ impl Inner {
             slot: self.slot(keyspace),
             draining: draining.clone(),
         })
-    }
-
-    /// One connection within the process. It is the client that ends it, when nobody holds the
-    /// channel any more: a server that closes it may meet a request on its way.
-    fn serve_in_process(
-        self: &Arc<Inner>,
-        slot: &Slot,
-        stream: tokio::io::DuplexStream,
-    ) -> impl Future<Output = ()> + use<> {
-        let shutdown = self.shutdown.clone();
-        let connected = Connected {
-            api: self.api(&slot.name, &shutdown),
-            peer: None,
-            trusted: true,
-            metrics_only: false,
-            chosen: None,
-            under_way: UnderWay::default(),
-        };
-        let connection = self.connection(connected, stream);
-        async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                _ = connection => {}
-            }
-        }
     }
 
     /// Shakes hands with a client. What it proves to be may choose its keyspace.
@@ -564,10 +514,9 @@ impl Drop for Counted {
 }
 
 impl Keyspaces for Server {
-    /// A client of the keyspace, by genuine gRPC over a connection within the process. It connects
-    /// on first use and again when the connection is lost. Call it inside a tokio runtime.
+    /// A client of the keyspace, by genuine gRPC within the process.
     fn client(&self, keyspace: &str) -> Client {
-        Client::new(self.inner.channel(keyspace))
+        self.inner.client(keyspace)
     }
 
     fn remove<'a>(&'a self, keyspace: &'a str) -> BoxFuture<'a, Result<(), ClientError>> {

@@ -59,9 +59,14 @@ impl Run {
     }
 }
 
-/// The lowest private address of the site that is not taken.
-pub fn free_private(datacenter: Datacenter, taken: &Taken) -> Option<Ipv4Addr> {
-    private(datacenter).free(taken).next()
+/// The lowest private address of the site that is not taken, nor `spoken_for`.
+pub fn free_private(
+    datacenter: Datacenter,
+    taken: &Taken,
+    spoken_for: impl Fn(&Ipv4Addr) -> bool,
+) -> Option<Ipv4Addr> {
+    let mut free = private(datacenter).free(taken);
+    free.find(|address| !spoken_for(address))
 }
 
 /// The `count` lowest public addresses that are not taken, or `None` if there are fewer.

@@ -2,7 +2,9 @@
 //!
 //! Drawn from the seed and the VM's id, not from a shared generator: so the time does not depend on the
 //! order in which VMs are created. A distribution is a table of quantiles, read by linear interpolation
-//! in whole milliseconds: no floating point, so every machine draws the same.
+//! in whole milliseconds: no floating point, so every machine draws the same. What is drawn is rounded up to
+//! whole seconds: of ten thousand VMs many then come at one instant, and what follows is done for all of
+//! them together.
 
 use std::time::Duration;
 
@@ -35,7 +37,15 @@ const DELETION: Quantiles = &[(0, 34), (500, 40), (1000, 46)];
 pub(super) fn time(seed: u64, spec: &VmSpec, reboots: u32, site: &Site) -> Duration {
     let time = boot_time(seed, &spec.id, spec.image, reboots);
     let millis = time.as_millis() * u128::from(site.boot_slowness()) / 100;
-    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+    whole_seconds(Duration::from_millis(
+        u64::try_from(millis).unwrap_or(u64::MAX),
+    ))
+}
+
+/// Rounded up.
+fn whole_seconds(time: Duration) -> Duration {
+    let begun = u64::from(time.subsec_nanos() > 0);
+    Duration::from_secs(time.as_secs().saturating_add(begun))
 }
 
 fn boot_time(seed: u64, id: &VmId, image: Image, reboots: u32) -> Duration {
@@ -56,7 +66,7 @@ pub(super) fn fails(seed: u64, id: &VmId, per_mille: u32) -> bool {
 }
 
 pub(super) fn deletion_time(seed: u64, id: &VmId) -> Duration {
-    draw(DELETION, seed, "delete", id)
+    whole_seconds(draw(DELETION, seed, "delete", id))
 }
 
 fn draw(quantiles: Quantiles, seed: u64, what: &str, id: &VmId) -> Duration {
@@ -118,6 +128,18 @@ mod tests {
         assert_eq!(time(1, "a"), time(1, "a"));
         assert_ne!(time(1, "a"), time(2, "a"));
         assert_ne!(time(1, "a"), time(1, "b"));
+    }
+
+    #[test]
+    fn a_second_that_has_begun_counts() {
+        let check = |millis: u64, expect: u64| {
+            let rounded = whole_seconds(Duration::from_millis(millis));
+            assert_eq!(rounded, Duration::from_secs(expect), "{millis}");
+        };
+        check(0, 0);
+        check(26_000, 26);
+        check(26_001, 27);
+        check(26_999, 27);
     }
 
     #[test]

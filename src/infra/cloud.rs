@@ -19,9 +19,7 @@ use super::lifecycle;
 use super::record::{self, AddressLease, Inventory, Record};
 use super::reflector::{Observer, Records, Reflector, Stored};
 use super::site::Site;
-use super::vm::{
-    Datacenter, Health, Load, PendingVms, Power, Vm, VmEvent, VmEventKind, VmId, VmSpec, VmWatch,
-};
+use super::vm::{Datacenter, PendingVms, Vm, VmEvent, VmEventKind, VmId, VmWatch};
 use super::work_queue::{WorkQueue, Workers};
 use super::{
     CloudConfig, CloudError, KEYSPACE, Observed, Requested, address_pool, boot, clock_reading,
@@ -137,102 +135,6 @@ impl Cloud {
         Ok(clock_reading::save(&self.inner.client, self.inner.clock.now()).await?)
     }
 
-    /// Requests a VM. Doing it again, with the same id and shape, changes nothing.
-    pub async fn create_vm(&self, spec: VmSpec) -> Result<Arc<Vm>> {
-        let _serial = self.inner.allocating.lock().await;
-        let key = vm_key(&spec.id);
-        for _ in 0..ATTEMPTS {
-            if let Some(existing) = self.vm(&spec.id) {
-                let same = existing.spec.vcpus == spec.vcpus
-                    && existing.spec.ram_gb == spec.ram_gb
-                    && existing.spec.owner == spec.owner
-                    && existing.requested == Requested::Running;
-                return if same {
-                    Ok(existing)
-                } else {
-                    Err(CloudError::VmConflict(spec.id))
-                };
-            }
-            let room = Room {
-                vcpus: spec.vcpus,
-                ram_gb: spec.ram_gb,
-            };
-            let (mut hypervisor, seen) = self.choose_hypervisor(&spec, room)?;
-            let (site, site_seen) = self.stored_site(hypervisor.datacenter);
-            let address =
-                address_pool::free_private(hypervisor.datacenter, &self.inner.taken.lock()).ok_or(
-                    CloudError::AddressesExhausted {
-                        kind: "private",
-                        count: 1,
-                    },
-                )?;
-            hypervisor.placed.insert(spec.id.clone(), room);
-            let now = self.inner.clock.now();
-            let vm = Vm {
-                datacenter: hypervisor.datacenter,
-                hypervisor: hypervisor.name.clone(),
-                address,
-                requested: Requested::Running,
-                observed: Observed::Provisioning,
-                created_at: now,
-                boots_at: now.saturating_add(boot::time(self.inner.seed, &spec, 0, &site)),
-                boot_fails: boot::fails(self.inner.seed, &spec.id, site.boot.failure_per_mille),
-                reboots: 0,
-                site_losses: site.losses,
-                gone_at: None,
-                metered_since: None,
-                power: Power::On,
-                wedged: false,
-                flapping: None,
-                disturbed_at: now,
-                reachable: false,
-                reachability_changed_at: now,
-                health: Health::Healthy,
-                load: Load::default(),
-                guest_load: Load::default(),
-                user_load: None,
-                spec: spec.clone(),
-            };
-            let lease = AddressLease {
-                holder: spec.id.0.clone(),
-            };
-            let hypervisor_key = hypervisor_key(&hypervisor.name);
-            let mut compare = vec![
-                mod_revision_is(key.clone(), 0),
-                mod_revision_is(hypervisor_key.clone(), seen),
-                mod_revision_is(site_key(vm.datacenter), site_seen),
-                mod_revision_is(address_key(address), 0),
-            ];
-            let mut changes = vec![
-                encode(&key, &vm)?,
-                encode(&hypervisor_key, &hypervisor)?,
-                encode(&address_key(address), &lease)?,
-            ];
-            self.join(&vm, &mut compare, &mut changes)?;
-            if self.commit(compare, changes).await? {
-                return Ok(Arc::new(vm));
-            }
-        }
-        Err(CloudError::Contention(key))
-    }
-
-    fn choose_hypervisor(&self, spec: &VmSpec, room: Room) -> Result<(Hypervisor, i64)> {
-        self.inner
-            .records
-            .with(|records| {
-                let site = |datacenter| site_of(records, datacenter).0;
-                let fleet = hypervisors(records);
-                let chosen = fleet::choose(fleet, site, spec.datacenter, room)?.clone();
-                let stored = records.get(&hypervisor_key(&chosen.name))?;
-                Some((chosen, stored.mod_revision))
-            })
-            .ok_or(CloudError::NoCapacity {
-                datacenter: spec.datacenter,
-                vcpus: spec.vcpus,
-                ram_gb: spec.ram_gb,
-            })
-    }
-
     /// Whether a VM of that size would find a place in the site now.
     pub fn has_room(&self, datacenter: Datacenter, room: Room) -> bool {
         self.inner.records.with(|records| {
@@ -243,19 +145,57 @@ impl Cloud {
 
     /// Requests that a VM go away. One that is not there, or going, is left as it is.
     pub async fn delete_vm(&self, id: &VmId) -> Result<()> {
-        self.change_vm(id, |vm, now| {
-            if vm.requested == Requested::Deleted {
-                return None;
+        let deleted = self.change_vm(id, |vm, now| self.deleted(vm, now));
+        deleted.await.map(drop)
+    }
+
+    /// As [`Cloud::delete_vm`] for each, many in a transaction.
+    pub async fn delete_vms(&self, ids: &[VmId]) -> Result<()> {
+        /// Each needs two operations at most; etcd allows 128 by default.
+        const AT_ONCE: usize = 50;
+        if let [id] = ids {
+            return self.delete_vm(id).await;
+        }
+        for chunk in ids.chunks(AT_ONCE) {
+            self.inner.records.catch_up().await?;
+            let (mut compare, mut changes) = (Vec::new(), Vec::new());
+            for id in chunk {
+                let key = vm_key(id);
+                let now = self.inner.clock.now();
+                let Some((vm, revision)) = self.stored_vm(&key) else {
+                    continue;
+                };
+                let Some(mut going) = self.deleted(&vm, now) else {
+                    continue;
+                };
+                changes.extend(Self::meter(&vm, &mut going, now)?);
+                changes.push(encode(&key, &going)?);
+                compare.push(mod_revision_is(key, revision));
             }
-            let mut vm = vm.clone();
-            vm.requested = Requested::Deleted;
-            vm.observed = Observed::Deleting;
-            vm.reachable = false;
-            vm.gone_at = Some(now.saturating_add(boot::deletion_time(self.inner.seed, id)));
-            Some(vm)
+            if changes.is_empty() || self.commit(compare, changes).await? {
+                continue;
+            }
+            // One of them was changed meanwhile.
+            for id in chunk {
+                self.delete_vm(id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The VM on its way out; `None` if it is already.
+    fn deleted(&self, vm: &Vm, now: Timestamp) -> Option<Vm> {
+        if vm.requested == Requested::Deleted {
+            return None;
+        }
+        let time = boot::deletion_time(self.inner.seed, &vm.spec.id);
+        Some(Vm {
+            requested: Requested::Deleted,
+            observed: Observed::Deleting,
+            reachable: false,
+            gone_at: Some(now.saturating_add(time)),
+            ..vm.clone()
         })
-        .await
-        .map(drop)
     }
 
     /// Replaces what runs inside a VM, as new user data would.
@@ -552,6 +492,7 @@ mod faults;
 mod load_balancers;
 mod metering;
 mod networks;
+mod vm_creation;
 mod vm_work;
 mod volumes;
 

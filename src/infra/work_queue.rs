@@ -3,7 +3,8 @@
 //! A key that is pushed while it waits is in the queue once; pushed while it is worked on, it is worked
 //! on again. So a burst of changes costs one or two rounds, and what waits is bounded by the number of
 //! keys. Keys are taken in their own order: under a manual clock, with one worker, the order of work
-//! does not depend on how threads are scheduled.
+//! does not depend on how threads are scheduled. Those that come together may be worked on together:
+//! see [`WorkQueue::start_together`].
 //!
 //! While the queue is not empty, or somebody works, it is busy at its [`Place`]: a manual clock stands
 //! still. A timer is armed before the round that asked for it ends, so the clock cannot step over it. While the clock
@@ -92,7 +93,12 @@ struct State<K> {
     waiting: BTreeSet<K>,
     /// Keys being worked on, and whether they were pushed meanwhile.
     working: BTreeMap<K, bool>,
-    timers: BTreeMap<K, (Timestamp, AbortHandle)>,
+    /// When keys are to be looked at again, both ways round.
+    timers: BTreeMap<K, Timestamp>,
+    due: BTreeSet<(Timestamp, K)>,
+    /// Sleeps until the first of them: one sleeper for all keys, so that those that are due at one instant come
+    /// together.
+    alarm: Option<(Timestamp, AbortHandle)>,
     /// How many rounds of a key have failed in a row.
     failures: BTreeMap<K, u32>,
     /// Exactly while `waiting` or `working` is not empty.
@@ -112,6 +118,8 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
                     waiting: BTreeSet::new(),
                     working: BTreeMap::new(),
                     timers: BTreeMap::new(),
+                    due: BTreeSet::new(),
+                    alarm: None,
                     failures: BTreeMap::new(),
                     busy: false,
                     closed: false,
@@ -121,7 +129,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
     }
 
     pub fn push(&self, key: K) {
-        let mut state = self.inner.state.lock();
+        self.put(&mut self.inner.state.lock(), key);
+    }
+
+    fn put(&self, state: &mut State<K>, key: K) {
         if state.closed {
             return;
         }
@@ -134,7 +145,6 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
             state.busy = true;
             self.inner.place.enter();
         }
-        drop(state);
         self.inner.place.ready().notify_one();
     }
 
@@ -147,8 +157,10 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         let mut state = self.inner.state.lock();
         state.closed = true;
         state.waiting.clear();
-        for (_, timer) in std::mem::take(&mut state.timers).into_values() {
-            timer.abort();
+        state.timers.clear();
+        state.due.clear();
+        if let Some((_, sleeper)) = state.alarm.take() {
+            sleeper.abort();
         }
         state.busy = false;
         self.inner.place.leave();
@@ -165,14 +177,37 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         E: std::fmt::Display + Send + 'static,
         F: Future<Output = Result<Option<Timestamp>, E>> + Send + 'static,
     {
-        let round = Arc::new(round);
+        let alone = |_: &K, _: &K| false;
+        self.start_together(1, alone, move |keys: Vec<K>| {
+            let rounds: Vec<F> = keys.into_iter().map(&round).collect();
+            futures::future::join_all(rounds)
+        })
+    }
+
+    /// As [`WorkQueue::start`], with rounds of several keys: while the clock is manual, up to `most` that follow one
+    /// another and belong `together`. Who has a thousand keys at one instant can then do for many at once what each
+    /// would wait for. A round returns an outcome for each key, in their order.
+    pub fn start_together<E, F>(
+        &self,
+        most: usize,
+        together: impl Fn(&K, &K) -> bool + Send + Sync + 'static,
+        round: impl Fn(Vec<K>) -> F + Send + Sync + 'static,
+    ) -> Workers
+    where
+        E: std::fmt::Display + Send + 'static,
+        F: Future<Output = Vec<Result<Option<Timestamp>, E>>> + Send + 'static,
+    {
+        let (round, together) = (Arc::new(round), Arc::new(together));
         let mut tasks = JoinSet::new();
         for _ in 0..WORKERS {
             let (queue, round) = (self.clone(), Arc::clone(&round));
+            let together = Arc::clone(&together);
             tasks.spawn(async move {
-                while let Some((key, turn)) = queue.take().await {
-                    let outcome = round(key.clone()).await;
-                    queue.settle(&key, outcome);
+                while let Some((keys, turn)) = queue.take(most, together.as_ref()).await {
+                    let outcomes = round(keys.clone()).await;
+                    for (key, outcome) in keys.iter().zip(outcomes) {
+                        queue.settle(key, outcome);
+                    }
                     drop(turn);
                 }
             });
@@ -185,8 +220,12 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         }
     }
 
-    /// The next key, and the turn to be held during its round if the clock is manual.
-    async fn take(&self) -> Option<(K, Option<Turn>)> {
+    /// The next keys, and the turn to be held during their round if the clock is manual.
+    async fn take(
+        &self,
+        most: usize,
+        together: impl Fn(&K, &K) -> bool,
+    ) -> Option<(Vec<K>, Option<Turn>)> {
         let ready = self.inner.place.ready();
         loop {
             let told = ready.notified();
@@ -198,19 +237,28 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
                     return None;
                 }
                 let manual = self.inner.clock.scale() == TimeScale::Manual;
-                let at_once = if manual { 1 } else { WORKERS };
+                let (at_once, most) = if manual { (1, most) } else { (WORKERS, 1) };
                 if state.working.len() < at_once && !state.waiting.is_empty() {
                     let turn = manual.then(|| self.inner.place.turn());
                     // On a clock that runs, no turn is needed.
                     if turn.as_ref().is_none_or(Option::is_some)
-                        && let Some(key) = state.waiting.pop_first()
+                        && let Some(first) = state.waiting.pop_first()
                     {
-                        state.working.insert(key.clone(), false);
+                        let mut keys = vec![first];
+                        while keys.len() < most
+                            && let Some(next) = state.waiting.first()
+                            && together(&keys[0], next)
+                        {
+                            keys.extend(state.waiting.pop_first());
+                        }
+                        for key in &keys {
+                            state.working.insert(key.clone(), false);
+                        }
                         if !state.waiting.is_empty() {
                             // One permit is kept at most: pass it on to the next worker.
                             ready.notify_one();
                         }
-                        return Some((key, turn.flatten()));
+                        return Some((keys, turn.flatten()));
                     }
                 }
             }
@@ -254,38 +302,95 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
 
     /// Replaces the key's timer.
     fn wake(&self, key: &K, at: Option<Timestamp>) {
-        {
-            let mut state = self.inner.state.lock();
-            match (state.timers.get(key), at) {
-                (Some((armed, _)), Some(at)) if *armed == at => return,
-                (None, None) => return,
-                _ => {}
-            }
-            if let Some((_, timer)) = state.timers.remove(key) {
-                timer.abort();
-            }
-        }
-        let Some(at) = at else { return };
-        let clock = self.inner.clock.clone();
-        let mut sleep = Box::pin(async move { clock.sleep_until(at).await });
-        // The first poll arms the timer, before anybody can see this round as done.
-        if let Some(_due) = sleep.as_mut().now_or_never() {
-            self.push(key.clone());
-            return;
-        }
-        let queue = self.clone();
-        let due = key.clone();
         let mut state = self.inner.state.lock();
         if state.closed {
             return;
         }
-        let timer = tokio::spawn(async move {
-            let _activity = sleep.await;
-            queue.inner.state.lock().timers.remove(&due);
-            queue.push(due);
-        });
-        state.timers.insert(key.clone(), (at, timer.abort_handle()));
+        let before = match at {
+            Some(at) => state.timers.insert(key.clone(), at),
+            None => state.timers.remove(key),
+        };
+        if before == at {
+            return;
+        }
+        if let Some(before) = before {
+            state.due.remove(&(before, key.clone()));
+        }
+        if let Some(at) = at {
+            state.due.insert((at, key.clone()));
+        }
+        self.set_alarm(&mut state);
     }
+
+    /// The sleeper has woken up: takes every key that is due, and sleeps until the next one is.
+    fn ring(&self, at: Timestamp) {
+        let mut state = self.inner.state.lock();
+        if state.alarm.as_ref().is_some_and(|(armed, _)| *armed == at) {
+            state.alarm = None;
+        }
+        self.set_alarm(&mut state);
+    }
+
+    /// Arms the sleeper for the first key that is due; keys that are due already are taken.
+    fn set_alarm(&self, state: &mut State<K>) {
+        while !state.closed {
+            let first = state.due.first().map(|(at, _)| *at);
+            if state.alarm.as_ref().map(|(at, _)| *at) == first {
+                return;
+            }
+            if let Some((_, sleeper)) = state.alarm.take() {
+                sleeper.abort();
+            }
+            let Some(at) = first else { return };
+            let clock = self.inner.clock.clone();
+            let mut sleep = Box::pin(async move { clock.sleep_until(at).await });
+            // The first poll arms the timer, before anybody can see the present round as done.
+            if let Some(_activity) = sleep.as_mut().now_or_never() {
+                while let Some((due, _)) = state.due.first()
+                    && *due <= at
+                    && let Some((_, key)) = state.due.pop_first()
+                {
+                    state.timers.remove(&key);
+                    self.put(state, key);
+                }
+                continue;
+            }
+            let queue = self.clone();
+            let sleeper = tokio::spawn(async move {
+                let _activity = sleep.await;
+                queue.ring(at);
+            });
+            state.alarm = Some((at, sleeper.abort_handle()));
+        }
+    }
+}
+
+/// Does the same for each, all at once, and returns what came of it in their order. Dropped, all of it ends.
+pub async fn side_by_side<I, T, F>(items: Vec<I>, work: impl Fn(I) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut tasks = JoinSet::new();
+    for (index, item) in items.into_iter().enumerate() {
+        let work = work(item);
+        tasks.spawn(async move { (index, work.await) });
+    }
+    let mut done = BTreeMap::new();
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok((index, outcome)) => {
+                done.insert(index, outcome);
+            }
+            // As if it had been done here.
+            Err(error) => {
+                if let Ok(panic) = error.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        }
+    }
+    done.into_values().collect()
 }
 
 #[cfg(test)]
@@ -309,6 +414,38 @@ mod tests {
         });
         clock.quiesce().await;
         assert_eq!(*log.lock(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn what_belongs_together_is_worked_on_together_and_each_has_its_outcome() {
+        let clock = Clock::new(TimeScale::Manual, Timestamp(0));
+        let queue = WorkQueue::new(clock.clone(), Term::for_ever());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        for key in [1, 2, 3, 4, 11, 12] {
+            queue.push(key);
+        }
+        let (seen, time) = (Arc::clone(&log), clock.clone());
+        let decade = |a: &i32, b: &i32| a / 10 == b / 10;
+        let _workers = queue.start_together(3, decade, move |keys: Vec<i32>| {
+            let now = time.now().0;
+            seen.lock().push((now, keys.clone()));
+            // At first 2 fails, and 11 and 12 want to be looked at again.
+            let outcomes = keys.into_iter().map(move |key| match (now, key) {
+                (0, 2) => Err("no"),
+                (0, 11 | 12) => Ok(Some(Timestamp(700))),
+                _ => Ok(None),
+            });
+            std::future::ready(outcomes.collect::<Vec<_>>())
+        });
+        clock.advance(Duration::from_secs(1)).await;
+        let expect = [
+            (0, vec![1, 2, 3]),
+            (0, vec![4]),
+            (0, vec![11, 12]),
+            (500, vec![2]),
+            (700, vec![11, 12]),
+        ];
+        assert_eq!(*log.lock(), expect);
     }
 
     #[tokio::test]

@@ -3,7 +3,9 @@
 //! The requests and answers are those of HTTPS, with who asks said instead of proved by a certificate: so a
 //! component of an idle cluster costs neither a connection nor a key.
 
-use http::{Method, Request, Response};
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, Request, Response};
 use serde_json::{Value, json};
 
 use super::api;
@@ -11,7 +13,6 @@ use super::body::{self, Body};
 use super::pki::Identity;
 use super::registry::Propagation;
 use super::registry::resource::Resource;
-use super::request::split_cluster;
 use super::status::ApiError;
 use super::{Kubernetes, KubernetesError};
 
@@ -66,9 +67,8 @@ type Result<T> = std::result::Result<T, ApiClientError>;
 #[derive(Clone)]
 pub struct ApiClient {
     client: kube::Client,
-    /// Without what marks it as one of the system's.
-    agent: String,
-    root: String,
+    kubernetes: Kubernetes,
+    cluster: String,
 }
 
 /// An object's kind and place.
@@ -97,24 +97,21 @@ impl ApiClient {
             user: user.to_owned(),
             groups: vec![String::from("system:masters")],
         };
-        let kubernetes = kubernetes.clone();
-        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-            let (kubernetes, identity) = (kubernetes.clone(), identity.clone());
-            async move {
-                let answer = answer(kubernetes, identity, request).await;
-                Ok::<_, std::convert::Infallible>(answer)
-            }
-        });
+        let agent = user.trim_start_matches("system:");
         ApiClient {
-            client: kube::Client::new(service, "default"),
-            agent: user.trim_start_matches("system:").to_owned(),
-            root: format!("/clusters/{cluster}"),
+            client: in_process(kubernetes, cluster, identity, agent),
+            kubernetes: kubernetes.clone(),
+            cluster: cluster.to_owned(),
         }
     }
 
-    /// Every object of a kind, in the order of namespaces and names.
+    /// Every object of a kind, in the order of namespaces and names. While the API answers it is what a request would
+    /// be answered, without writing it down and reading it again.
     pub async fn list(&self, resource: &'static Resource) -> Result<Vec<Value>> {
-        let url = self.url(resource, None, &[]);
+        if let Some(items) = self.kubernetes.objects(&self.cluster, resource).await {
+            return Ok(items);
+        }
+        let url = url(resource, None, &[]);
         let mut list = self.send(Method::GET, &url, None, "").await?;
         match list["items"].take() {
             Value::Array(items) => Ok(items),
@@ -124,7 +121,7 @@ impl ApiClient {
 
     /// The object, if it is there.
     pub async fn get(&self, at: At<'_>) -> Result<Option<Value>> {
-        let url = self.url(at.resource, at.namespace, &[at.name]);
+        let url = url(at.resource, at.namespace, &[at.name]);
         match self.send(Method::GET, &url, None, "").await {
             Err(error) if error.code() == Some(404) => Ok(None),
             outcome => outcome.map(Some),
@@ -137,27 +134,35 @@ impl ApiClient {
         namespace: Option<&str>,
         object: &Value,
     ) -> Result<Value> {
-        let url = self.url(resource, namespace, &[]);
+        let url = url(resource, namespace, &[]);
         self.send(Method::POST, &url, Some(object), "application/json")
             .await
     }
 
     /// Replaces the object; one that has changed since it was read is refused.
     pub async fn replace(&self, at: At<'_>, object: &Value) -> Result<Value> {
-        let url = self.url(at.resource, at.namespace, &[at.name]);
+        let url = url(at.resource, at.namespace, &[at.name]);
         self.send(Method::PUT, &url, Some(object), "application/json")
             .await
     }
 
     pub async fn replace_status(&self, at: At<'_>, object: &Value) -> Result<Value> {
-        let url = self.url(at.resource, at.namespace, &[at.name, "status"]);
+        let url = url(at.resource, at.namespace, &[at.name, "status"]);
         self.send(Method::PUT, &url, Some(object), "application/json")
+            .await
+    }
+
+    /// Changes what `patch`, a JSON Merge Patch, says of the status.
+    pub async fn merge_status(&self, at: At<'_>, patch: &Value) -> Result<Value> {
+        let url = url(at.resource, at.namespace, &[at.name, "status"]);
+        let media_type = "application/merge-patch+json";
+        self.send(Method::PATCH, &url, Some(patch), media_type)
             .await
     }
 
     /// Posts to a subresource.
     pub async fn post(&self, at: At<'_>, subresource: &str, body: &Value) -> Result<Value> {
-        let url = self.url(at.resource, at.namespace, &[at.name, subresource]);
+        let url = url(at.resource, at.namespace, &[at.name, subresource]);
         self.send(Method::POST, &url, Some(body), "application/json")
             .await
     }
@@ -170,7 +175,7 @@ impl ApiClient {
         grace_period_seconds: Option<i64>,
         propagation: Propagation,
     ) -> Result<()> {
-        let url = self.url(at.resource, at.namespace, &[at.name]);
+        let url = url(at.resource, at.namespace, &[at.name]);
         let policy = match propagation {
             Propagation::Background => "Background",
             Propagation::Foreground => "Foreground",
@@ -192,24 +197,6 @@ impl ApiClient {
         }
     }
 
-    fn url(&self, resource: &Resource, namespace: Option<&str>, rest: &[&str]) -> String {
-        let group = if resource.group.is_empty() {
-            format!("/api/{}", resource.version)
-        } else {
-            format!("/apis/{}/{}", resource.group, resource.version)
-        };
-        let mut url = format!("{}{group}", self.root);
-        if let Some(namespace) = namespace {
-            url.push_str("/namespaces/");
-            url.push_str(namespace);
-        }
-        for part in std::iter::once(resource.plural).chain(rest.iter().copied()) {
-            url.push('/');
-            url.push_str(part);
-        }
-        url
-    }
-
     /// A request to any path of the cluster's API.
     pub async fn call(
         &self,
@@ -218,8 +205,7 @@ impl ApiClient {
         body: Option<&Value>,
         media_type: &str,
     ) -> Result<Value> {
-        let url = format!("{}{path}", self.root);
-        self.send(method, &url, body, media_type).await
+        self.send(method, path, body, media_type).await
     }
 
     async fn send(
@@ -231,7 +217,6 @@ impl ApiClient {
     ) -> Result<Value> {
         let body = body.map(serde_json::to_vec).transpose()?;
         let mut request = Request::builder().method(method).uri(url);
-        request = request.header(http::header::USER_AGENT, &self.agent);
         if !media_type.is_empty() {
             request = request.header(http::header::CONTENT_TYPE, media_type);
         }
@@ -240,19 +225,59 @@ impl ApiClient {
     }
 }
 
-async fn answer(
-    kubernetes: Kubernetes,
+fn url(resource: &Resource, namespace: Option<&str>, rest: &[&str]) -> String {
+    let mut url = if resource.group.is_empty() {
+        format!("/api/{}", resource.version)
+    } else {
+        format!("/apis/{}/{}", resource.group, resource.version)
+    };
+    if let Some(namespace) = namespace {
+        url.push_str("/namespaces/");
+        url.push_str(namespace);
+    }
+    for part in std::iter::once(resource.plural).chain(rest.iter().copied()) {
+        url.push('/');
+        url.push_str(part);
+    }
+    url
+}
+
+/// The crate's client of a cluster, whose requests stay in the process. `agent` is who writes, in the objects'
+/// managed fields.
+pub fn in_process(
+    kubernetes: &Kubernetes,
+    cluster: &str,
     identity: Identity,
+    agent: &str,
+) -> kube::Client {
+    let asked = Arc::new((kubernetes.clone(), cluster.to_owned(), identity));
+    let agent = HeaderValue::from_str(agent).ok();
+    let service = tower::service_fn(move |mut request: Request<kube::client::Body>| {
+        if let Some(agent) = &agent {
+            let headers = request.headers_mut();
+            headers.insert(http::header::USER_AGENT, agent.clone());
+        }
+        let asked = Arc::clone(&asked);
+        async move {
+            let (kubernetes, cluster, identity) = &*asked;
+            let answer = answer(kubernetes, cluster, identity, request).await;
+            Ok::<_, std::convert::Infallible>(answer)
+        }
+    });
+    kube::Client::new(service, "default")
+}
+
+async fn answer(
+    kubernetes: &Kubernetes,
+    cluster: &str,
+    identity: &Identity,
     request: Request<kube::client::Body>,
 ) -> Response<Body> {
-    let url = request.uri().path().to_owned();
-    let Some((id, path)) = split_cluster(&url) else {
-        return ApiError::no_such_path().to_response();
-    };
-    match kubernetes.answering(id).await {
+    let path = request.uri().path().to_owned();
+    match kubernetes.answering(cluster).await {
         Ok(cluster) => {
             let request = request.map(body::incoming);
-            api::handle(&cluster, Some(identity), path, request).await
+            api::handle(&cluster, Some(identity.clone()), &path, request).await
         }
         Err(KubernetesError::ClusterNotFound(_)) => ApiError::no_such_path().to_response(),
         Err(error) => ApiError::unavailable(error.to_string()).to_response(),

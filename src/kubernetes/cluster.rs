@@ -34,6 +34,8 @@ pub struct ClusterRecord {
 /// neither a change among several apiservers nor an upgrade ends anybody's watch.
 pub struct Cluster {
     pub record: ClusterRecord,
+    /// Of the record's last change.
+    pub revision: i64,
     pub registry: Arc<Registry>,
     pub namespaces: Arc<NamespaceQueue>,
     /// `host:port` of the listener.

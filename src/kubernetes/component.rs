@@ -1,20 +1,18 @@
 //! What the vendor's components have in common: they are told when to look, and what they look with.
 //!
-//! A component works on whole clusters, one at a time, in the order of their ids. It looks at a cluster when
+//! A component works on whole clusters, in the order of their ids. It looks at a cluster when
 //! an object of a kind of its own was written there, or when the provider says that something of the
 //! cluster's changed on its side; what it then sees, it sees over the two APIs. So a cluster where nothing
 //! happens costs nothing.
 
-use std::collections::VecDeque;
-
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::{Kubernetes, KubernetesError};
+use super::KubernetesError;
 
-/// Connections kept for clusters that were worked on last.
-const CLIENTS_LIMIT: usize = 64;
+/// Clusters that a component works on side by side when many of them wait: they have nothing in common, and share the
+/// waits for the disk.
+pub const CLUSTERS_AT_ONCE: usize = 64;
 
 /// What changed on the provider's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,8 +105,6 @@ impl Listeners {
 pub enum ComponentError {
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
-    #[error("kubeconfig: {0}")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
     #[error(transparent)]
     Api(Box<kube::Error>),
     #[error(transparent)]
@@ -120,59 +116,6 @@ pub enum ComponentError {
 impl From<kube::Error> for ComponentError {
     fn from(error: kube::Error) -> Self {
         ComponentError::Api(Box::new(error))
-    }
-}
-
-/// A component's clients of the clusters' APIs: those used last are kept.
-pub struct Clients {
-    kubernetes: Kubernetes,
-    /// Common name in the client certificates.
-    user: &'static str,
-    kept: Mutex<VecDeque<(String, kube::Client)>>,
-}
-
-impl Clients {
-    pub fn new(kubernetes: Kubernetes, user: &'static str) -> Clients {
-        Clients {
-            kubernetes,
-            user,
-            kept: Mutex::new(VecDeque::new()),
-        }
-    }
-
-    pub fn forget(&self, cluster: &str) {
-        self.kept.lock().retain(|(id, _)| id != cluster);
-    }
-
-    pub async fn get(&self, cluster: &str) -> Result<kube::Client, ComponentError> {
-        let position =
-            |kept: &VecDeque<(String, kube::Client)>| kept.iter().position(|(id, _)| id == cluster);
-        {
-            let mut kept = self.kept.lock();
-            if let Some(index) = position(&kept)
-                && let Some(found) = kept.remove(index)
-            {
-                let client = found.1.clone();
-                kept.push_back(found);
-                return Ok(client);
-            }
-        }
-        let text = self
-            .kubernetes
-            .kubeconfig_of(cluster, self.user, self.user, "system:masters")
-            .await?;
-        let kubeconfig = Kubeconfig::from_yaml(&text)?;
-        let options = KubeConfigOptions::default();
-        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-        // The crate waits in real time, which holds up the simulated one: a component tries again by itself.
-        config.default_retry = false;
-        let client = kube::Client::try_from(config)?;
-        let mut kept = self.kept.lock();
-        kept.push_back((cluster.to_owned(), client.clone()));
-        if kept.len() > CLIENTS_LIMIT {
-            kept.pop_front();
-        }
-        Ok(client)
     }
 }
 

@@ -17,7 +17,7 @@ use super::api_client::{ApiClient, ApiClientError, At};
 use super::cloud_api::{Accesses, CloudApiError};
 use super::cloud_controller_manager::CloudControllerManager;
 use super::cluster::{Cluster, ClusterRecord};
-use super::component::{Listener, Notice};
+use super::component::{CLUSTERS_AT_ONCE, Listener, Notice};
 use super::controller_manager::{
     Outcome, Tools, daemon_set, deployment, disruption, endpoints, garbage, node_lifecycle,
     replica_set, stateful_set, volume,
@@ -29,7 +29,7 @@ use super::registry::{FOREGROUND, ORPHAN};
 use super::status::ApiError;
 use super::{Kubernetes, KubernetesError, scheduler};
 use crate::clock::{Clock, Timestamp};
-use crate::infra::work_queue::{WorkQueue, Workers};
+use crate::infra::work_queue::{WorkQueue, Workers, side_by_side};
 use crate::leader::Term;
 
 /// How long a holder would keep the Lease without renewing it, as Kubernetes' default.
@@ -37,6 +37,7 @@ const LEASE_SECONDS: u32 = 15;
 /// The driver's provisioner, one for each cluster.
 const CSI_INSTANCE: &str = "csi-rbdplugin-provisioner";
 
+const NODES: &str = "/registry/minions/";
 const CLAIMS: &str = "/registry/persistentvolumeclaims/";
 const VOLUMES: &str = "/registry/persistentvolumes/";
 const CLASSES: &str = "/registry/storageclasses/";
@@ -97,6 +98,11 @@ impl Controller {
             _ => &control_plane.controller_manager,
         };
         instances.clone()
+    }
+
+    /// Whether its rounds may ask the provider for something.
+    fn asks_the_provider(self) -> bool {
+        matches!(self, Controller::LoadBalancer | Controller::Csi)
     }
 
     /// Whether the controller looks at the object under `key`, which is `object` now, or gone.
@@ -188,7 +194,11 @@ impl Dispatch {
 impl Listener for Dispatch {
     fn written(&self, cluster: &str, key: &str, object: Option<&Value>) {
         for controller in ALL {
-            if controller.is_concerned(key, object) {
+            // Nodes are of interest to load balancers alone, of which most clusters have none.
+            let idle = controller == Controller::LoadBalancer
+                && key.starts_with(NODES)
+                && self.cloud.has_none(cluster);
+            if controller.is_concerned(key, object) && !idle {
                 self.push(cluster, controller);
             }
         }
@@ -246,10 +256,14 @@ pub async fn start(
         clock,
         holders: Mutex::new(BTreeMap::new()),
     });
-    queue.start(move |(cluster, controller)| {
-        let controllers = Arc::clone(&controllers);
-        async move { controllers.round(&cluster, controller).await }
-    })
+    queue.start_together(
+        ALL.len() * CLUSTERS_AT_ONCE,
+        |_, _| true,
+        move |keys| {
+            let controllers = Arc::clone(&controllers);
+            async move { controllers.rounds(keys).await }
+        },
+    )
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -281,6 +295,43 @@ struct Controllers {
 }
 
 impl Controllers {
+    /// The rounds of different clusters side by side, those of one cluster one after the other. Those that may ask the
+    /// provider, who may refuse for want of room, come in the order of the keys.
+    async fn rounds(
+        self: Arc<Self>,
+        keys: Vec<(String, Controller)>,
+    ) -> Vec<Result<Outcome, ControllerError>> {
+        let mut by_cluster: BTreeMap<&str, Vec<Controller>> = BTreeMap::new();
+        for (cluster, controller) in &keys {
+            if !controller.asks_the_provider() {
+                by_cluster.entry(cluster).or_default().push(*controller);
+            }
+        }
+        let work = by_cluster
+            .into_iter()
+            .map(|(cluster, own)| (cluster.to_owned(), own));
+        let done = side_by_side(work.collect(), |(cluster, own)| {
+            let controllers = Arc::clone(&self);
+            async move {
+                let mut outcomes = Vec::new();
+                for controller in own {
+                    let outcome = controllers.round(&cluster, controller).await;
+                    outcomes.push(((cluster.clone(), controller), outcome));
+                }
+                outcomes
+            }
+        });
+        let mut done: BTreeMap<_, _> = done.await.into_iter().flatten().collect();
+        let mut outcomes = Vec::new();
+        for key in keys {
+            outcomes.push(match done.remove(&key) {
+                Some(outcome) => outcome,
+                None => self.round(&key.0, key.1).await,
+            });
+        }
+        outcomes
+    }
+
     async fn round(
         &self,
         cluster: &str,

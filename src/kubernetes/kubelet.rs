@@ -3,34 +3,31 @@
 //! A running VM whose user data has a `kubelet` is a Node of that cluster; when the VM goes, so does
 //! the Node. Each cluster is looked at as a whole, from the VMs and Nodes that there are: so a crash
 //! midway, or a VM that went while nobody watched, is made good by the next look. The clusters'
-//! APIs are spoken to over HTTPS, as any client does.
+//! APIs are spoken to as any client does, by requests that stay in the process ([`ApiClient`]).
 //!
 //! A Node is written when something about it changes and not at an interval: heartbeats would tell
 //! nothing that the VM's state does not, and would keep a manual clock from ever being idle.
 
 mod pods;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::api_client::{ApiClient, ApiClientError};
-use super::component::Bell;
+use super::api_client::{ApiClient, ApiClientError, At};
+use super::component::{Bell, CLUSTERS_AT_ONCE};
 use super::controller_manager::{Outcome, Tools, sooner};
 use super::registry::resource::{Kind, Resource};
-use super::registry::seconds;
+use super::registry::{Propagation, name_of, seconds};
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
 use crate::infra::record::Record;
-use crate::infra::work_queue::{WorkQueue, Workers};
+use crate::infra::work_queue::{WorkQueue, Workers, side_by_side};
 use crate::infra::{Cloud, CloudError, Load, Observed, Requested, Vm, VmId};
 use crate::leader::Term;
 
@@ -44,6 +41,8 @@ const PODS: u32 = 110;
 const HEARTBEAT_GRACE: Duration = Duration::from_secs(50);
 /// On every Node that a simulated kubelet made, and on no other.
 const ROLE_LABEL: &str = "clever-cloud.com/cluster-node-role";
+
+const NODES: &Resource = Resource::of_kind(Kind::Node);
 
 /// User data of a VM that is a node.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,22 +63,10 @@ struct KubeletGuest {
 enum KubeletError {
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
-    #[error("kubeconfig: {0}")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
     #[error(transparent)]
-    Api(Box<kube::Error>),
-    #[error(transparent)]
-    Pods(#[from] ApiClientError),
+    Api(#[from] ApiClientError),
     #[error(transparent)]
     Cloud(#[from] CloudError),
-    #[error("a node cannot be written: {0}")]
-    Encode(#[from] serde_json::Error),
-}
-
-impl From<kube::Error> for KubeletError {
-    fn from(error: kube::Error) -> Self {
-        KubeletError::Api(Box::new(error))
-    }
 }
 
 /// Starts the kubelets of every VM.
@@ -96,7 +83,6 @@ pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Te
         kubernetes,
         cloud: cloud.clone(),
         clock,
-        clients: Mutex::new(HashMap::new()),
         hosts: Arc::clone(&hosts),
     });
     match kubelets.kubernetes.cluster_ids().await {
@@ -126,10 +112,17 @@ pub async fn start(kubernetes: Kubernetes, cloud: Cloud, clock: Clock, term: &Te
         }
         !changed.is_closed()
     }));
-    queue.start(move |cluster: String| {
-        let kubelets = Arc::clone(&kubelets);
-        async move { kubelets.reconcile(&cluster).await }
-    })
+    queue.start_together(
+        CLUSTERS_AT_ONCE,
+        |_, _| true,
+        move |clusters| {
+            let kubelets = Arc::clone(&kubelets);
+            side_by_side(clusters, move |cluster: String| {
+                let kubelets = Arc::clone(&kubelets);
+                async move { kubelets.reconcile(&cluster).await }
+            })
+        },
+    )
 }
 
 /// Whether a VM is to its cluster after a change what it was before: one that boots is not there yet, and what
@@ -170,32 +163,10 @@ struct Kubelets {
     kubernetes: Kubernetes,
     cloud: Cloud,
     clock: Clock,
-    /// One per cluster; its certificate lasts a year.
-    clients: Mutex<HashMap<String, kube::Client>>,
     hosts: Arc<Mutex<Hosts>>,
 }
 
 impl Kubelets {
-    async fn client(&self, cluster: &str) -> Result<kube::Client, KubeletError> {
-        if let Some(client) = self.clients.lock().get(cluster) {
-            return Ok(client.clone());
-        }
-        let text = self
-            .kubernetes
-            .kubeconfig_of(cluster, "kubelet", "system:node:simulated", "system:nodes")
-            .await?;
-        let kubeconfig = Kubeconfig::from_yaml(&text)?;
-        let options = KubeConfigOptions::default();
-        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-        // The crate waits in real time, which holds up the simulated one: a round that fails is taken again.
-        config.default_retry = false;
-        let client = kube::Client::try_from(config)?;
-        self.clients
-            .lock()
-            .insert(cluster.to_owned(), client.clone());
-        Ok(client)
-    }
-
     /// Makes the cluster's Nodes those of its running VMs, and their pods what they are to be.
     async fn reconcile(&self, cluster: &str) -> Result<Outcome, KubeletError> {
         let watched = match self.kubernetes.load(cluster).await {
@@ -204,7 +175,6 @@ impl Kubelets {
             }
             // Looked at again when that changes.
             Ok(_) | Err(KubernetesError::ClusterNotFound(_)) => {
-                self.clients.lock().remove(cluster);
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
@@ -229,43 +199,39 @@ impl Kubelets {
             .map(|(name, vm)| (name.clone(), vm.address))
             .collect();
         let mut wake = None;
-        let nodes: Api<Node> = Api::all(self.client(cluster).await?);
-        let present = nodes
-            .list(&ListParams::default().labels(ROLE_LABEL))
-            .await?;
-        for node in present.items {
-            let name = node.metadata.name.clone().unwrap_or_default();
+        let tools = Tools {
+            api: ApiClient::new(&self.kubernetes, cluster, "system:kubelet"),
+            now: self.clock.now().0,
+        };
+        let api = &tools.api;
+        let listed = api.list(NODES).await?;
+        let mut present: BTreeSet<String> = listed.iter().map(name_of).collect();
+        for node in listed.iter().filter(|node| is_simulated(node)) {
+            let name = name_of(node);
             match wanted.remove(&name) {
-                None => delete(&nodes, &name).await?,
-                Some((vm, _)) if machine_id(&node) != Some(&vm.spec.id.0) => {
+                None => {
+                    delete(api, node).await?;
+                    present.remove(&name);
+                }
+                Some((vm, _)) if machine_id(node) != vm.spec.id.0 => {
                     // Another VM by the same name: another node.
-                    delete(&nodes, &name).await?;
+                    delete(api, node).await?;
                     wanted.extend(guest_of(&vm).map(|guest| (name, (vm, guest))));
                 }
                 Some((vm, guest)) if vm.reachable => {
-                    self.update(&nodes, &node, &vm, &guest).await?;
+                    self.update(api, node, &vm, &guest).await?;
                 }
                 Some((vm, _)) if watched => {
-                    wake = sooner(wake, self.miss(&nodes, &node, &vm).await?);
+                    wake = sooner(wake, self.miss(api, node, &vm).await?);
                 }
                 // Nobody looks for heartbeats; once somebody does, it is looked at again.
                 Some(_) => {}
             }
         }
         for (vm, guest) in wanted.values().filter(|(vm, _)| vm.reachable) {
-            self.register(&nodes, vm, guest).await?;
+            self.register(api, vm, guest).await?;
+            present.insert(guest.node_name.clone());
         }
-        let tools = Tools {
-            api: ApiClient::new(&self.kubernetes, cluster, "system:node:simulated"),
-            now: self.clock.now().0,
-        };
-        let present: BTreeSet<String> = tools
-            .api
-            .list(Resource::of_kind(Kind::Node))
-            .await?
-            .iter()
-            .map(super::registry::name_of)
-            .collect();
         let (due, mut loads) = pods::reconcile(&tools, &hosts, &present).await?;
         for (name, vm) in &machines {
             let load = loads.remove(name).unwrap_or_default();
@@ -283,8 +249,8 @@ impl Kubelets {
     /// ever written, so it is concluded here, from what would have kept it away.
     async fn miss(
         &self,
-        nodes: &Api<Node>,
-        present: &Node,
+        api: &ApiClient,
+        present: &Value,
         vm: &Vm,
     ) -> Result<Outcome, KubeletError> {
         let now = self.clock.now();
@@ -292,9 +258,9 @@ impl Kubelets {
         if now < due {
             return Ok(Some(due));
         }
-        let mut status = serde_json::to_value(&present.status)?;
+        let mut conditions = present["status"]["conditions"].clone();
         let mut changed = false;
-        for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        for condition in conditions.as_array_mut().into_iter().flatten() {
             if condition["status"] != "Unknown" {
                 changed = true;
                 condition["status"] = json!("Unknown");
@@ -304,14 +270,9 @@ impl Kubelets {
             }
         }
         if changed {
-            let patch = json!({"status": {"conditions": status["conditions"]}});
-            let name = present.metadata.name.as_deref().unwrap_or("");
-            let parameters = PatchParams::default();
-            match nodes
-                .patch_status(name, &parameters, &Patch::Merge(patch))
-                .await
-            {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
+            let patch = json!({"status": {"conditions": conditions}});
+            match api.merge_status(At::of(NODES, present), &patch).await {
+                Err(error) if error.code() == Some(404) => {}
                 outcome => drop(outcome?),
             }
         }
@@ -320,66 +281,65 @@ impl Kubelets {
 
     async fn register(
         &self,
-        nodes: &Api<Node>,
+        api: &ApiClient,
         vm: &Vm,
         guest: &KubeletGuest,
     ) -> Result<(), KubeletError> {
-        let node: Node = serde_json::from_value(node(vm, guest, self.clock.now()))?;
-        match nodes.create(&PostParams::default(), &node).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            outcome => outcome.map(drop).map_err(Into::into),
+        let node = node(vm, guest, self.clock.now());
+        match api.create(NODES, None, &node).await {
+            Err(error) if error.code() == Some(409) => Ok(()),
+            outcome => Ok(outcome.map(drop)?),
         }
     }
 
     async fn update(
         &self,
-        nodes: &Api<Node>,
-        present: &Node,
+        api: &ApiClient,
+        present: &Value,
         vm: &Vm,
         guest: &KubeletGuest,
     ) -> Result<(), KubeletError> {
+        let status = &present["status"];
+        let other_version = status["nodeInfo"]["kubeletVersion"] != guest.version;
+        let conditions = status["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        let was_lost = conditions.any(|it| it["status"] == "Unknown");
+        if !(other_version || was_lost) {
+            return Ok(());
+        }
         let now = self.clock.now();
         let mut fresh = node(vm, guest, now);
         let mut change = json!({});
-        let status = present.status.as_ref();
-        let info = status.and_then(|status| status.node_info.as_ref());
-        if info.is_none_or(|info| info.kubelet_version != guest.version) {
+        if other_version {
             change["nodeInfo"] = fresh["status"]["nodeInfo"].take();
         }
-        let conditions = status.and_then(|status| status.conditions.as_ref());
-        let unknown = |it: &k8s_openapi::api::core::v1::NodeCondition| it.status == "Unknown";
-        if conditions.into_iter().flatten().any(unknown) {
+        if was_lost {
             let mut conditions = fresh["status"]["conditions"].take();
             for condition in conditions.as_array_mut().into_iter().flatten() {
                 condition["lastTransitionTime"] = json!(seconds(now));
             }
             change["conditions"] = conditions;
         }
-        if change == json!({}) {
-            return Ok(());
-        }
         let patch = json!({"status": change});
-        nodes
-            .patch_status(
-                &guest.node_name,
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
-            .await?;
+        api.merge_status(At::of(NODES, present), &patch).await?;
         Ok(())
     }
 }
 
-fn machine_id(node: &Node) -> Option<&String> {
-    let info = node.status.as_ref()?.node_info.as_ref()?;
-    Some(&info.machine_id)
+/// Whether a simulated kubelet made it.
+fn is_simulated(node: &Value) -> bool {
+    !node["metadata"]["labels"][ROLE_LABEL].is_null()
 }
 
-async fn delete(nodes: &Api<Node>, name: &str) -> Result<(), KubeletError> {
-    match nodes.delete(name, &DeleteParams::default()).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        outcome => outcome.map(drop).map_err(Into::into),
-    }
+fn machine_id(node: &Value) -> &str {
+    node["status"]["nodeInfo"]["machineID"]
+        .as_str()
+        .unwrap_or("")
+}
+
+async fn delete(api: &ApiClient, node: &Value) -> Result<(), KubeletError> {
+    let (at, uid) = (At::of(NODES, node), &node["metadata"]["uid"]);
+    Ok(api.delete(at, uid, None, Propagation::Background).await?)
 }
 
 /// The Node that a kubelet would register from this VM.

@@ -43,7 +43,7 @@ use std::sync::Arc;
 use etcd_proto::etcdserverpb::{TxnRequest, WatchCreateRequest};
 use etcd_proto::mvccpb::event::EventType as WatchEventType;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, ClusterRecord};
@@ -53,6 +53,7 @@ pub use self::event::{EventSubject, EventType};
 use self::namespace::NamespaceQueue;
 use self::pki::{Pair, PkiError};
 use self::registry::draws::Draws;
+use self::registry::list::ListOptions;
 use self::registry::resource::{Kind, Resource};
 use self::registry::{Place, Registry};
 use self::status::ApiError;
@@ -63,6 +64,7 @@ use crate::etcd::client::{self, Client, ClientError, SharedKeyspaces};
 pub const KEYSPACE: &str = "kubernetes";
 const SERVING_AUTHORITY: &str = "/serving-authority";
 const CLUSTERS: &str = "/clusters/";
+const FIRST_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// Tries of a change that somebody else's came before.
 const ATTEMPTS: usize = 16;
 
@@ -105,6 +107,23 @@ pub struct KubernetesConfig {
     pub public_port: u16,
 }
 
+/// Clusters in use, each as of its record. Bounded by the clusters that there are.
+#[derive(Default)]
+struct InUse {
+    by_id: HashMap<String, Arc<Cluster>>,
+    /// Counts deletions: what was read before one may be of a cluster that is gone.
+    deletions: u64,
+}
+
+impl InUse {
+    fn forget(&mut self, id: &str) {
+        self.deletions += 1;
+        if let Some(cluster) = self.by_id.remove(id) {
+            cluster.ended.cancel();
+        }
+    }
+}
+
 /// The Kubernetes APIs of all clusters. Cheap to clone.
 #[derive(Clone)]
 pub struct Kubernetes {
@@ -122,8 +141,7 @@ struct Inner {
     tls: Arc<rustls::ServerConfig>,
     /// What the listener proves itself with.
     serving: Arc<server::Serving>,
-    /// Clusters in use, each as of its record. Bounded by the clusters that there are.
-    clusters: Mutex<HashMap<String, Arc<Cluster>>>,
+    clusters: Mutex<InUse>,
     /// The components, told of what concerns them; nobody until they run.
     listeners: Arc<component::Listeners>,
 }
@@ -152,7 +170,7 @@ impl Kubernetes {
                 tls: server::tls_config(Arc::clone(&serving))?,
                 serving,
                 serving_authority,
-                clusters: Mutex::new(HashMap::new()),
+                clusters: Mutex::default(),
                 listeners: Arc::default(),
                 instance: config.instance,
             }),
@@ -263,9 +281,7 @@ impl Kubernetes {
 
     /// Removes the cluster, its authority and all its objects. Repeating it changes nothing.
     pub async fn delete_cluster(&self, id: &str) -> Result<()> {
-        if let Some(cluster) = self.inner.clusters.lock().remove(id) {
-            cluster.ended.cancel();
-        }
+        self.inner.clusters.lock().forget(id);
         self.inner.keyspaces.remove(id).await?;
         self.inner
             .client
@@ -274,6 +290,8 @@ impl Kubernetes {
                 ..TxnRequest::default()
             })
             .await?;
+        // Somebody may have asked for it meanwhile.
+        self.inner.clusters.lock().forget(id);
         Ok(())
     }
 
@@ -304,6 +322,21 @@ impl Kubernetes {
         Err(KubernetesError::Unavailable(id.to_owned()))
     }
 
+    /// Every object of a kind, if the cluster's API answers. What cannot be had is for a request to say why.
+    async fn objects(&self, id: &str, resource: &'static Resource) -> Option<Vec<Value>> {
+        let cluster = self.answering(id).await.ok()?;
+        let registry = &cluster.registry;
+        if registry.has_none(resource).await.unwrap_or(false) {
+            return Some(Vec::new());
+        }
+        let place = Place {
+            resource,
+            namespace: None,
+        };
+        let listed = registry.list(place, &ListOptions::default()).await;
+        listed.ok().map(|list| list.items)
+    }
+
     /// Where the cluster's API is.
     pub fn server_url(&self, id: &str) -> String {
         format!("https://{}/clusters/{id}", self.inner.server_address)
@@ -321,27 +354,51 @@ impl Kubernetes {
             .collect())
     }
 
-    /// The cluster as of now. Reads the record every time: another process may have changed it.
+    /// The cluster as of now.
     async fn load(&self, id: &str) -> Result<Arc<Cluster>> {
-        let key = cluster_key(id);
-        let found = self.inner.client.get(key.clone()).await?.value;
-        let record: ClusterRecord = match &found {
-            Some(kv) => serde_json::from_slice(&kv.value)
-                .map_err(|source| KubernetesError::Record { key, source })?,
-            None => {
+        // Where nobody else writes, what is known is what there is.
+        if self.inner.instance == 0
+            && let Some(known) = self.inner.clusters.lock().by_id.get(id)
+        {
+            return Ok(Arc::clone(known));
+        }
+        self.read(id).await
+    }
+
+    /// The cluster as its record says: another server may have changed it.
+    async fn read(&self, id: &str) -> Result<Arc<Cluster>> {
+        loop {
+            let deletions = self.inner.clusters.lock().deletions;
+            let key = cluster_key(id);
+            let Some(kv) = self.inner.client.get(key.clone()).await?.value else {
                 // Another server may have deleted it.
-                if let Some(cluster) = self.inner.clusters.lock().remove(id) {
-                    cluster.ended.cancel();
+                let mut clusters = self.inner.clusters.lock();
+                if clusters.by_id.contains_key(id) {
+                    clusters.forget(id);
                 }
                 return Err(KubernetesError::ClusterNotFound(id.to_owned()));
+            };
+            let record: ClusterRecord = serde_json::from_slice(&kv.value)
+                .map_err(|source| KubernetesError::Record { key, source })?;
+            if let Some(cluster) = self.take(record, kv.mod_revision, deletions) {
+                return Ok(cluster);
             }
-        };
+        }
+    }
+
+    /// Takes the cluster into use as its record was at `revision`, unless something was deleted since there were
+    /// so many `deletions`. What is known of a later revision stands.
+    fn take(&self, record: ClusterRecord, revision: i64, deletions: u64) -> Option<Arc<Cluster>> {
+        let id = record.id.clone();
         let mut clusters = self.inner.clusters.lock();
-        let before = clusters.get(id).cloned();
+        if clusters.deletions != deletions {
+            return None;
+        }
+        let before = clusters.by_id.get(&id).cloned();
         if let Some(before) = &before
-            && before.record == record
+            && before.revision >= revision
         {
-            return Ok(Arc::clone(before));
+            return Some(Arc::clone(before));
         }
         let serves = record.control_plane.serves();
         let continues = before
@@ -355,6 +412,7 @@ impl Kubernetes {
                     namespaces: Arc::clone(&before.namespaces),
                     ended: before.ended.clone(),
                     record,
+                    revision,
                     server_address,
                 };
                 (Arc::new(cluster), None)
@@ -364,10 +422,11 @@ impl Kubernetes {
                 let registry = match &before {
                     Some(before) => Arc::clone(&before.registry),
                     None => Arc::new(Registry::new(
-                        self.inner.keyspaces.client(id),
+                        self.inner.keyspaces.client(&id),
                         self.inner.clock.clone(),
-                        self.draws(id),
-                        self.on_write(id),
+                        self.draws(&id),
+                        self.on_write(&id),
+                        self.inner.instance == 0,
                     )),
                 };
                 if let Some(before) = &before {
@@ -378,12 +437,13 @@ impl Kubernetes {
                     namespaces: Arc::new(namespaces),
                     ended: CancellationToken::new(),
                     record,
+                    revision,
                     server_address,
                 };
                 (Arc::new(cluster), serves.then_some(announced))
             }
         };
-        clusters.insert(id.to_owned(), Arc::clone(&cluster));
+        clusters.by_id.insert(id, Arc::clone(&cluster));
         drop(clusters);
         if let Some(announced) = announced {
             tokio::spawn(namespace::run(Arc::clone(&cluster), announced));
@@ -392,7 +452,7 @@ impl Kubernetes {
                 tokio::spawn(self.clone().follow(Arc::clone(&cluster)));
             }
         }
-        Ok(cluster)
+        Some(cluster)
     }
 
     /// Says that something of the cluster's changed at the provider's, for its components to read there.
@@ -470,7 +530,7 @@ impl Kubernetes {
                 })?;
             change(&mut record);
             if self.write(&key, kv.mod_revision, &record).await? {
-                self.load(id).await?;
+                self.read(id).await?;
                 self.inner.listeners.cluster_changed(id);
                 return Ok(());
             }
@@ -539,10 +599,17 @@ async fn bootstrap(cluster: &Cluster) -> std::result::Result<(), ApiError> {
         resource: Resource::of_kind(Kind::Namespace),
         namespace: None,
     };
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let namespace = json!({"metadata": {"name": name}});
-        tolerate(registry.create(place, namespace, false).await)?;
-        registry.populate_namespace(name).await?;
+    let namespace = |name: &str| json!({"metadata": {"name": name}});
+    let first = FIRST_NAMESPACES.iter().flat_map(|name| {
+        let account = registry::first_account(name);
+        [(place, namespace(name)), account]
+    });
+    if !registry.create_all(first.collect()).await? {
+        // A kill may have come in between, when they were made one by one.
+        for name in FIRST_NAMESPACES {
+            tolerate(registry.create(place, namespace(name), false).await)?;
+            registry.populate_namespace(name).await?;
+        }
     }
     let place = Place {
         resource: Resource::of_kind(Kind::Service),

@@ -163,7 +163,7 @@ impl Kubernetes {
             });
         }
         // Watches have no end of their own.
-        for cluster in self.inner.clusters.lock().values() {
+        for cluster in self.inner.clusters.lock().by_id.values() {
             cluster.ended.cancel();
         }
         graceful.shutdown().await;

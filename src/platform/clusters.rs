@@ -35,13 +35,14 @@ impl Platform {
         }
         let _serial = self.ledger_lock(owner).await;
         for _ in 0..ATTEMPTS {
-            let mut ledger = self.store().ledger(owner).await?;
+            // What is new holds nothing yet.
+            let mut account = self.store().account(owner, &[]).await?;
             let (now, seed) = (self.now(), self.inner.context.seed);
-            let mut cluster = creation::cluster(&order, &mut ledger.value, seed, now);
+            let mut cluster = creation::cluster(&order, &mut account.value.ledger, seed, now);
             let autoscaling = cluster.requested_features.autoscaling_enabled;
             let mut node_groups = Vec::new();
             for group in &order.node_groups {
-                let ledger = &mut ledger.value;
+                let ledger = &mut account.value.ledger;
                 node_groups.push(creation::node_group(
                     group,
                     &cluster.id,
@@ -57,10 +58,10 @@ impl Platform {
             let holdings: Vec<_> = holdings
                 .chain([creation::cluster_holding(&cluster)])
                 .collect();
-            ledger.value.reserve(holdings)?;
+            account.value.reserve(holdings)?;
 
             let mut change = Change::new();
-            change.ledger(&ledger)?;
+            change.account(&account)?;
             let event =
                 DeploymentEvent::new(now, OperationKind::Create, None, EventStatus::Started);
             change.cluster(None, &mut cluster, &[event])?;

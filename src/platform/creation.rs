@@ -64,14 +64,15 @@ pub fn cluster(order: &ClusterOrder, ledger: &mut Ledger, seed: u64, now: Timest
 }
 
 /// What the cluster's control plane reserves.
-pub fn cluster_holding(cluster: &Cluster) -> (String, Holding) {
-    let holding = Holding {
+pub fn cluster_holding(cluster: &Cluster) -> Holding {
+    Holding {
+        owner: cluster.owner.clone(),
+        item: cluster.id.to_string(),
         cluster: cluster.id.clone(),
         item_type: UsageItemType::ComponentBundle,
         resources: Resources::of_control_plane(&cluster.topology),
         created_at: cluster.created_at,
-    };
-    (cluster.id.to_string(), holding)
+    }
 }
 
 /// The record of a new node group.
@@ -113,12 +114,13 @@ pub fn node_group(
 }
 
 /// What a group of `count` nodes reserves.
-pub fn node_group_holding(group: &NodeGroup, count: u32) -> (String, Holding) {
-    let holding = Holding {
+pub fn node_group_holding(group: &NodeGroup, count: u32) -> Holding {
+    Holding {
+        owner: group.owner.clone(),
+        item: group.id.to_string(),
         cluster: group.cluster.clone(),
         item_type: UsageItemType::NodeGroup,
         resources: Resources::of(group.flavor, count),
         created_at: group.created_at,
-    };
-    (group.id.to_string(), holding)
+    }
 }

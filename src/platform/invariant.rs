@@ -16,10 +16,10 @@ use crate::infra::{Inventory, Requested, Vm};
 use super::control_plane;
 use super::load_balancer::{ADDRESSES, ServiceLoadBalancer};
 use super::model::{
-    Cluster, ClusterStatus, ControlPlaneVm, NodeGroup, NodeGroupStatus, NodeStatus,
+    Cluster, ClusterStatus, ControlPlaneVm, NodeGroup, NodeGroupStatus, NodeStatus, OwnerId,
     own_load_balancer,
 };
-use super::quota::{Ledger, Resources};
+use super::quota::{Holding, Ledger, Resources};
 use super::replacement::Replica;
 use super::store::{CloudOwner, Record};
 
@@ -40,6 +40,7 @@ pub struct Snapshot {
     pub clusters: Vec<Cluster>,
     pub node_groups: Vec<NodeGroup>,
     pub ledgers: Vec<Ledger>,
+    pub holdings: Vec<Holding>,
     pub load_balancers: Vec<ServiceLoadBalancer>,
     pub inventory: Inventory,
 }
@@ -55,6 +56,7 @@ impl Snapshot {
                 Record::Cluster(cluster) => snapshot.clusters.push(cluster.clone()),
                 Record::NodeGroup(group) => snapshot.node_groups.push(group.clone()),
                 Record::Ledger(ledger) => snapshot.ledgers.push(ledger.clone()),
+                Record::Holding(holding) => snapshot.holdings.push(holding.clone()),
                 Record::LoadBalancer(load_balancer) => {
                     snapshot.load_balancers.push(load_balancer.clone());
                 }
@@ -96,8 +98,8 @@ impl Violations {
     }
 }
 
-/// Each ledger holds exactly what lives: every control plane until it is DELETED, every node group
-/// until its record goes; and not more than the limits.
+/// Held is exactly what lives: every control plane until it is DELETED, every node group until its record
+/// goes. Each ledger has the sum of that, and not more than the limits.
 fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
     let mut live: BTreeMap<String, (&str, Resources, Resources)> = BTreeMap::new();
     for cluster in &snapshot.clusters {
@@ -128,28 +130,36 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
         };
         live.insert(group.id.to_string(), (group.owner.as_str(), least, most));
     }
-    for ledger in &snapshot.ledgers {
-        for (id, holding) in &ledger.holdings {
-            match live.remove(id) {
-                Some((owner, least, most)) => {
-                    let held = holding.resources;
-                    if owner != ledger.owner.as_str() {
-                        found.add("ledger-owner", id, format!("held by {}", ledger.owner));
-                    }
-                    let within = (least.vcpus..=most.vcpus).contains(&held.vcpus)
-                        && (least.ram_gb..=most.ram_gb).contains(&held.ram_gb);
-                    if !within {
-                        found.add(
-                            "ledger-amount",
-                            id,
-                            format!("held {held:?}, needs {least:?}"),
-                        );
-                    }
+    let mut sums: BTreeMap<&OwnerId, Resources> = BTreeMap::new();
+    for holding in &snapshot.holdings {
+        let (id, held) = (&holding.item, holding.resources);
+        let sum = sums.entry(&holding.owner).or_default();
+        *sum = [*sum, held].into_iter().sum();
+        match live.remove(id) {
+            Some((owner, least, most)) => {
+                if owner != holding.owner.as_str() {
+                    found.add("ledger-owner", id, format!("held by {}", holding.owner));
                 }
-                None => found.add("ledger-leak", id, "nothing that lives needs this"),
+                let within = (least.vcpus..=most.vcpus).contains(&held.vcpus)
+                    && (least.ram_gb..=most.ram_gb).contains(&held.ram_gb);
+                if !within {
+                    found.add(
+                        "ledger-amount",
+                        id,
+                        format!("held {held:?}, needs {least:?}"),
+                    );
+                }
             }
+            None => found.add("ledger-leak", id, "nothing that lives needs this"),
         }
+    }
+    for ledger in &snapshot.ledgers {
         let total = ledger.total();
+        let sum = sums.remove(&ledger.owner).unwrap_or_default();
+        if sum != total {
+            let detail = format!("{total:?}, and what is held is {sum:?}");
+            found.add("ledger-sum", &ledger.owner, detail);
+        }
         if !ledger.is_within_limits() {
             found.add(
                 "quota",
@@ -157,6 +167,9 @@ fn ledgers(snapshot: &Snapshot, found: &mut Violations) {
                 format!("{total:?} is over the limits"),
             );
         }
+    }
+    for (owner, sum) in sums {
+        found.add("ledger-missing", owner, format!("{sum:?} are held"));
     }
     for (id, (owner, ..)) in live {
         found.add(

@@ -97,6 +97,19 @@ impl Platform {
         Ok(found)
     }
 
+    /// Of one cluster, in the order of creation; none of one that is not the owner's, or DELETED.
+    pub async fn load_balancers_of(
+        &self,
+        owner: &OwnerId,
+        cluster: &ClusterId,
+    ) -> Result<Vec<ServiceLoadBalancer>> {
+        let found = self.store().find_cluster(owner, cluster).await?;
+        match found.filter(|found| found.value.status != ClusterStatus::Deleted) {
+            Some(_) => self.store().load_balancers(cluster).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     pub async fn get_load_balancer(
         &self,
         owner: &OwnerId,

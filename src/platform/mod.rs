@@ -162,10 +162,12 @@ impl Platform {
     pub fn owner_of(&self, cluster: &ClusterId) -> Option<OwnerId> {
         self.store().view.with(|records| {
             let mut clusters = crate::infra::reflector::under(records, store::CLUSTERS);
-            clusters.find_map(|(_, stored)| match stored.record.as_ref() {
-                store::Record::Cluster(found) if found.id == *cluster => Some(found.owner.clone()),
+            // The key ends with the id: of most, nothing else is looked at.
+            let (_, found) = clusters.find(|(key, _)| key.ends_with(cluster.as_str()))?;
+            match found.record.as_ref() {
+                store::Record::Cluster(found) => Some(found.owner.clone()),
                 _ => None,
-            })
+            }
         })
     }
 
@@ -210,7 +212,10 @@ impl Platform {
 
     /// What counts against the quota now, in the order of creation.
     pub async fn usage(&self, owner: &OwnerId) -> Result<Vec<UsageItem>> {
-        Ok(self.store().ledger(owner).await?.value.usage())
+        let holdings = self.store().holdings(owner).await?;
+        let mut items: Vec<UsageItem> = holdings.iter().map(quota::Holding::usage).collect();
+        items.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(items)
     }
 
     /// Everything that is wrong with what is recorded; nothing, at rest. See [`invariant`].

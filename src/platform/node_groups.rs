@@ -52,23 +52,24 @@ impl Platform {
         for _ in 0..ATTEMPTS {
             let cluster = self.store().cluster(owner, cluster).await?;
             must_take_groups(&cluster.value)?;
-            let mut ledger = self.store().ledger(owner).await?;
+            // What is new holds nothing yet.
+            let mut account = self.store().account(owner, &[]).await?;
             let now = self.now();
             let mut group = creation::node_group(
                 &order,
                 &cluster.value.id,
                 cluster.value.requested_features.autoscaling_enabled,
-                &mut ledger.value,
+                &mut account.value.ledger,
                 self.inner.context.seed,
                 now,
             );
             group.standalone = standalone;
             let holding = creation::node_group_holding(&group, group.target_node_count);
-            ledger.value.reserve([holding])?;
+            account.value.reserve([holding])?;
             let mut change = Change::new();
             // A cluster that is being deleted must not gain a group that nobody will remove.
             change.expect_cluster(&cluster);
-            change.ledger(&ledger)?;
+            change.account(&account)?;
             let event = node_group_started(now, &group);
             change.node_group(None, &mut group, &[event])?;
             if self.store().commit(change).await? {
@@ -131,10 +132,10 @@ impl Platform {
                     group.value.target_node_count, next.target_node_count
                 )));
                 if next.target_node_count > group.value.target_node_count {
-                    let mut ledger = self.store().ledger(owner).await?;
+                    let mut account = self.store().account(owner, &[id.as_str()]).await?;
                     let holding = creation::node_group_holding(&next, next.target_node_count);
-                    ledger.value.reserve([holding])?;
-                    change.ledger(&ledger)?;
+                    account.value.reserve([holding])?;
+                    change.account(&account)?;
                 }
             }
             change.node_group(Some(&group), &mut next, &events)?;

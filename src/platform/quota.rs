@@ -1,9 +1,10 @@
 //! What an owner may hold, and what it holds.
 //!
-//! Each owner has one ledger: a record that names every control plane and node group with what it
-//! reserves. Whatever creates, grows or removes one rewrites the ledger in the same transaction, compared
-//! on its revision: so the sum can never be exceeded by requests that race, and releasing twice is
-//! releasing once, as the entry is gone.
+//! Each owner has one ledger, a record with the limits and the sum of what is held; what each control plane and
+//! node group reserves is a [`Holding`], a record of its own. Whatever creates, grows or removes one rewrites
+//! the ledger in the same transaction, compared on its revision: so the sum can never be exceeded by requests
+//! that race, and releasing twice is releasing once, as the entry is gone. An owner of thousands of clusters
+//! pays for a change as much as one of two.
 //!
 //! What counts is what is asked for: a control plane's replicas and a group's target. While a VM is being
 //! replaced, both it and its successor run; the successor does not count, so that an owner who is at the
@@ -13,7 +14,7 @@
 //! at once; both read the ledger at revision 9 and find that 36 GB would fit. The first commits and the
 //! ledger is at revision 10; the second fails its comparison, reads again, and is refused with 60 GB.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,13 +108,31 @@ pub const DEFAULT_LIMITS: Limits = Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Holding {
+    pub owner: OwnerId,
+    /// Id of the cluster (its control plane) or node group.
+    pub item: String,
     pub cluster: ClusterId,
     pub item_type: UsageItemType,
     pub resources: Resources,
     pub created_at: Timestamp,
 }
 
-/// What an owner holds.
+impl Holding {
+    pub fn usage(&self) -> UsageItem {
+        UsageItem {
+            id: format!("usage_{}", identity::uuid_of(&self.item)),
+            cluster_id: self.cluster.clone(),
+            owner: self.owner.clone(),
+            item_type: self.item_type,
+            cpu_millicores: self.resources.vcpus.saturating_mul(1000),
+            ram_bytes: self.resources.ram_gb.saturating_mul(1 << 30),
+            created_at: self.created_at,
+            deactivated_at: None,
+        }
+    }
+}
+
+/// How much an owner may hold, and holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ledger {
@@ -121,9 +140,9 @@ pub struct Ledger {
     pub limits: Limits,
     /// How many identifiers were minted for the owner: see [`identity::mint`].
     pub minted: u64,
-    /// By the id of the cluster (its control plane) or node group.
-    pub holdings: BTreeMap<String, Holding>,
-    /// Public addresses, by the id of the load balancer that has them.
+    /// The sum of all holdings.
+    pub held: Resources,
+    /// Public addresses, by the id of the load balancer that has them: few, as each costs two of the quota.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub holdings_ips: BTreeMap<String, u32>,
     /// What was held when the limits were lowered, as far as it is still held: it may be over them, and
@@ -138,29 +157,18 @@ impl Ledger {
             owner,
             limits: DEFAULT_LIMITS,
             minted: 0,
-            holdings: BTreeMap::new(),
+            held: Resources::default(),
             holdings_ips: BTreeMap::new(),
             tolerated: Resources::default(),
         }
     }
 
     pub fn total(&self) -> Resources {
-        self.holdings
-            .values()
-            .map(|holding| holding.resources)
-            .sum()
+        self.held
     }
 
-    /// Takes `holdings` in, instead of those with the same ids, if the limits allow all of them.
-    /// What does not grow is always allowed. On an error nothing is changed.
-    pub fn reserve(
-        &mut self,
-        holdings: impl IntoIterator<Item = (String, Holding)>,
-    ) -> Result<(), PlatformError> {
-        let before = self.total();
-        let mut after = self.clone();
-        after.holdings.extend(holdings);
-        let total = after.total();
+    /// Whether `total` may be held. What does not grow always may.
+    fn allow(&self, total: Resources) -> Result<(), PlatformError> {
         let exceeded = |item: &str, limit: u64, actual: u64, unit: &str| {
             Err(PlatformError::QuotaExceeded {
                 item: item.to_owned(),
@@ -168,14 +176,12 @@ impl Ledger {
                 actual: format!("{actual}.0 {unit}"),
             })
         };
-        if total.ram_gb > self.limits.ram_gb && total.ram_gb > before.ram_gb {
+        if total.ram_gb > self.limits.ram_gb && total.ram_gb > self.held.ram_gb {
             return exceeded("RAM max", self.limits.ram_gb, total.ram_gb, "GB");
         }
-        if total.vcpus > self.limits.vcpus && total.vcpus > before.vcpus {
+        if total.vcpus > self.limits.vcpus && total.vcpus > self.held.vcpus {
             return exceeded("vCPU max", self.limits.vcpus, total.vcpus, "vCPU");
         }
-        *self = after;
-        self.tolerated = self.tolerated.at_most(total);
         Ok(())
     }
 
@@ -190,12 +196,6 @@ impl Ledger {
         let total = self.total();
         total.vcpus <= self.limits.vcpus.max(self.tolerated.vcpus)
             && total.ram_gb <= self.limits.ram_gb.max(self.tolerated.ram_gb)
-    }
-
-    /// Gives back what is held under `id`. Nothing, the second time.
-    pub fn release(&mut self, id: &str) {
-        self.holdings.remove(id);
-        self.tolerated = self.tolerated.at_most(self.total());
     }
 
     pub fn total_ips(&self) -> u32 {
@@ -234,25 +234,75 @@ impl Ledger {
             ip_max: self.limits.ips,
         }
     }
+}
 
-    /// In the order of creation.
-    pub fn usage(&self) -> Vec<UsageItem> {
-        let mut items: Vec<UsageItem> = self
-            .holdings
-            .iter()
-            .map(|(id, holding)| UsageItem {
-                id: format!("usage_{}", identity::uuid_of(id)),
-                cluster_id: holding.cluster.clone(),
-                owner: self.owner.clone(),
-                item_type: holding.item_type,
-                cpu_millicores: holding.resources.vcpus.saturating_mul(1000),
-                ram_bytes: holding.resources.ram_gb.saturating_mul(1 << 30),
-                created_at: holding.created_at,
-                deactivated_at: None,
-            })
-            .collect();
-        items.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-        items
+/// An owner's ledger, with those of its holdings that are about to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    pub ledger: Ledger,
+    /// By the id of the item, as they are to be.
+    holdings: BTreeMap<String, Holding>,
+    /// Items whose holding is another than was read, or gone.
+    changed: BTreeSet<String>,
+}
+
+impl Account {
+    /// `holdings` are all that there are of the items that will be asked for.
+    pub fn new(ledger: Ledger, holdings: impl IntoIterator<Item = Holding>) -> Account {
+        let by_item = |holding: Holding| (holding.item.clone(), holding);
+        Account {
+            ledger,
+            holdings: holdings.into_iter().map(by_item).collect(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    pub fn holding(&self, item: &str) -> Option<&Holding> {
+        self.holdings.get(item)
+    }
+
+    /// Takes `holdings` in, instead of those of the same items, if the limits allow all of them.
+    /// What does not grow is always allowed. On an error nothing is changed.
+    pub fn reserve(
+        &mut self,
+        holdings: impl IntoIterator<Item = Holding>,
+    ) -> Result<(), PlatformError> {
+        let mut after = self.clone();
+        for holding in holdings {
+            after.hold(holding);
+        }
+        self.ledger.allow(after.ledger.held)?;
+        *self = after;
+        Ok(())
+    }
+
+    /// As [`Account::reserve`], whatever the limits are.
+    pub fn hold(&mut self, holding: Holding) {
+        let (item, resources) = (holding.item.clone(), holding.resources);
+        let before = self.holdings.insert(item.clone(), holding);
+        self.count(before, resources);
+        self.changed.insert(item);
+    }
+
+    /// Gives back what `item` holds. Nothing, the second time.
+    pub fn release(&mut self, item: &str) {
+        if let Some(before) = self.holdings.remove(item) {
+            self.count(Some(before), Resources::default());
+            self.changed.insert(item.to_owned());
+        }
+    }
+
+    fn count(&mut self, before: Option<Holding>, after: Resources) {
+        let ledger = &mut self.ledger;
+        let before = before.map(|it| it.resources).unwrap_or_default();
+        ledger.held = [ledger.held.less(before), after].into_iter().sum();
+        ledger.tolerated = ledger.tolerated.at_most(ledger.held);
+    }
+
+    /// Items whose holding is another than was read; `None`: it is gone.
+    pub fn changes(&self) -> impl Iterator<Item = (&str, Option<&Holding>)> {
+        let items = self.changed.iter();
+        items.map(|item| (item.as_str(), self.holdings.get(item)))
     }
 }
 
@@ -262,8 +312,10 @@ mod tests {
 
     use proptest::prelude::*;
 
-    fn holding(flavor: Flavor, count: u32) -> Holding {
+    fn holding(item: &str, flavor: Flavor, count: u32) -> Holding {
         Holding {
+            owner: ledger().owner,
+            item: item.to_owned(),
             cluster: ClusterId::new(ulid::Ulid(1)),
             item_type: UsageItemType::NodeGroup,
             resources: Resources::of(flavor, count),
@@ -275,15 +327,19 @@ mod tests {
         Ledger::new("orga_3547a882-e464-4c34-8168-add4b3e0c135".parse().unwrap())
     }
 
+    fn account() -> Account {
+        Account::new(ledger(), [])
+    }
+
     #[test]
     fn a_request_over_the_limit_is_told_limit_and_actual() {
         let check = |flavor, count, expect: Option<&str>| {
-            let mut ledger = ledger();
-            let before = ledger.clone();
-            let outcome = ledger.reserve([("a".to_owned(), holding(flavor, count))]);
+            let mut account = account();
+            let before = account.clone();
+            let outcome = account.reserve([holding("a", flavor, count)]);
             let text = outcome.err().map(|error| error.to_string());
             assert_eq!(text.as_deref(), expect);
-            assert_eq!(ledger == before, expect.is_some());
+            assert_eq!(account == before, expect.is_some());
         };
         check(Flavor::Xs, 5, None);
         check(Flavor::Xxs, 10, None);
@@ -323,51 +379,38 @@ mod tests {
 
     #[test]
     fn a_holding_is_replaced_not_added() {
-        let mut ledger = ledger();
+        let mut account = account();
         let mut check = |count, fits| {
-            let outcome = ledger.reserve([("a".to_owned(), holding(Flavor::Xs, count))]);
+            let outcome = account.reserve([holding("a", Flavor::Xs, count)]);
             assert_eq!(outcome.is_ok(), fits, "{count}");
         };
         check(4, true);
         check(5, true);
         check(6, false);
         check(1, true);
-        ledger.release("a");
-        ledger.release("a");
-        assert_eq!(ledger.total(), Resources::default());
+        account.release("a");
+        account.release("a");
+        assert_eq!(account.ledger.total(), Resources::default());
+        assert_eq!(account.changes().collect::<Vec<_>>(), [("a", None)]);
     }
 
     #[test]
     fn what_is_held_over_lowered_limits_stays_and_cannot_grow() {
-        let mut ledger = ledger();
-        ledger
-            .reserve([("a".to_owned(), holding(Flavor::Xs, 4))])
-            .unwrap();
-        ledger.set_limits(Limits {
+        let mut account = account();
+        account.reserve([holding("a", Flavor::Xs, 4)]).unwrap();
+        account.ledger.set_limits(Limits {
             vcpus: 8,
             ram_gb: 8,
             ips: 0,
         });
-        assert!(ledger.is_within_limits());
-        assert!(
-            ledger
-                .reserve([("b".to_owned(), holding(Flavor::Xxs, 1))])
-                .is_err()
-        );
-        ledger
-            .reserve([("a".to_owned(), holding(Flavor::Xs, 2))])
-            .unwrap();
-        assert_eq!(ledger.tolerated, Resources::of(Flavor::Xs, 2));
-        assert!(
-            ledger
-                .reserve([("a".to_owned(), holding(Flavor::Xs, 3))])
-                .is_err()
-        );
-        assert!(ledger.is_within_limits());
-        ledger
-            .holdings
-            .insert("a".to_owned(), holding(Flavor::Xs, 3));
-        assert!(!ledger.is_within_limits());
+        assert!(account.ledger.is_within_limits());
+        assert!(account.reserve([holding("b", Flavor::Xxs, 1)]).is_err());
+        account.reserve([holding("a", Flavor::Xs, 2)]).unwrap();
+        assert_eq!(account.ledger.tolerated, Resources::of(Flavor::Xs, 2));
+        assert!(account.reserve([holding("a", Flavor::Xs, 3)]).is_err());
+        assert!(account.ledger.is_within_limits());
+        account.hold(holding("a", Flavor::Xs, 3));
+        assert!(!account.ledger.is_within_limits());
     }
 
     proptest! {
@@ -375,19 +418,29 @@ mod tests {
         fn the_limits_hold_whatever_is_asked(
             requests in proptest::collection::vec((0u8..6, 0usize..6, 0u32..12, any::<bool>()), 0..40),
         ) {
-            let mut ledger = ledger();
+            // As the store keeps them: each change reads the item's own holding alone.
+            let (mut ledger, mut kept) = (ledger(), BTreeMap::new());
             for (id, flavor, count, release) in requests {
                 let id = id.to_string();
+                let mut account = Account::new(ledger.clone(), kept.get(&id).cloned());
                 if release {
-                    ledger.release(&id);
+                    account.release(&id);
                 } else {
-                    let before = ledger.clone();
-                    if ledger.reserve([(id, holding(Flavor::ALL[flavor], count))]).is_err() {
-                        prop_assert_eq!(&ledger, &before);
+                    let before = account.clone();
+                    if account.reserve([holding(&id, Flavor::ALL[flavor], count)]).is_err() {
+                        prop_assert_eq!(&account, &before);
                     }
                 }
+                for (item, holding) in account.changes() {
+                    match holding {
+                        Some(holding) => kept.insert(item.to_owned(), holding.clone()),
+                        None => kept.remove(item),
+                    };
+                }
+                ledger = account.ledger;
                 let total = ledger.total();
                 prop_assert!(total.vcpus <= 40 && total.ram_gb <= 40);
+                prop_assert_eq!(total, kept.values().map(|it: &Holding| it.resources).sum());
             }
         }
     }

@@ -6,6 +6,7 @@
 //! | `node-groups/<cluster>/<node group>` | [`NodeGroup`] |
 //! | `node-names/<cluster>/<name>` | id of what has the name in that cluster |
 //! | `ledgers/<owner>` | [`Ledger`] |
+//! | `holdings/<owner>/<cluster or node group>` | [`Holding`]; changes together with the ledger |
 //! | `releases` | [`Releases`] |
 //! | `load-balancers/<cluster>/<id>` | [`ServiceLoadBalancer`] |
 //! | `rates` | [`RateTable`]; none while the rates are the catalog's |
@@ -18,33 +19,39 @@
 //! belongs together changes together: a record, its events, its names, its line in the ledger.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use etcd_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-use etcd_proto::etcdserverpb::{Compare, RangeRequest, RequestOp, TxnRequest};
+use etcd_proto::etcdserverpb::{RangeRequest, TxnRequest};
 use etcd_proto::mvccpb::KeyValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Timestamp};
-use crate::etcd::client::{Client, delete, header_revision, mod_revision_is, prefix_range, put};
+use crate::etcd::client::{Client, header_revision, prefix_range};
 use crate::infra::{self, reflector::Reflector};
 
-use super::cluster_event::{self, ClusterEvent, Told};
+use super::cluster_event::{ClusterEvent, Told};
 use super::credit::Credits;
 use super::deployment_event::DeploymentEvent;
 use super::error::PlatformError;
 use super::load_balancer::ServiceLoadBalancer;
 use super::model::{Cluster, ClusterId, ClusterStatus, Flavor, NodeGroup, NodeGroupId, OwnerId};
-use super::quota::Ledger;
+use super::quota::{Account, Holding, Ledger};
 use super::rates::RateTable;
 use super::releases::Releases;
+
+mod change;
+
+use change::{Finished, fits};
+
+pub use change::Change;
 
 pub const CLUSTERS: &str = "/cke/clusters/";
 pub const NODE_GROUPS: &str = "/cke/node-groups/";
 pub const NODE_NAMES: &str = "/cke/node-names/";
 pub const LEDGERS: &str = "/cke/ledgers/";
+const HOLDINGS: &str = "/cke/holdings/";
 pub const LOAD_BALANCERS: &str = "/cke/load-balancers/";
 pub const RELEASES: &str = "/cke/releases";
 pub const RATES: &str = "/cke/rates";
@@ -100,6 +107,14 @@ pub fn load_balancers_of(cluster: &ClusterId) -> String {
 
 fn ledger_key(owner: &OwnerId) -> String {
     format!("{LEDGERS}{owner}")
+}
+
+fn holdings_of(owner: &OwnerId) -> String {
+    format!("{HOLDINGS}{owner}/")
+}
+
+fn holding_key(owner: &OwnerId, item: &str) -> String {
+    format!("{HOLDINGS}{owner}/{item}")
 }
 
 fn credits_key(owner: &OwnerId) -> String {
@@ -181,6 +196,7 @@ pub enum Record {
     NodeGroup(NodeGroup),
     NodeName(String),
     Ledger(Ledger),
+    Holding(Holding),
     LoadBalancer(ServiceLoadBalancer),
     Releases(Releases),
     Rates(RateTable),
@@ -207,6 +223,8 @@ pub fn decode(key: &str, value: &[u8]) -> Option<Record> {
         read(key, value).map(Record::NodeName)
     } else if key.starts_with(LEDGERS) {
         read(key, value).map(Record::Ledger)
+    } else if key.starts_with(HOLDINGS) {
+        read(key, value).map(Record::Holding)
     } else if key == RELEASES {
         read(key, value).map(Record::Releases)
     } else if key.starts_with(LOAD_BALANCERS) {
@@ -228,193 +246,6 @@ pub struct Versioned<T> {
     pub revision: i64,
     /// Of the keyspace when it was read.
     pub read_at: i64,
-}
-
-/// Comparisons and operations that make one change.
-#[derive(Default)]
-pub struct Change {
-    compare: Vec<Compare>,
-    operations: Vec<RequestOp>,
-    told: Vec<Telling>,
-}
-
-/// The unified events of a record's change; the time of the commit makes them a [`Told`].
-struct Telling {
-    cluster: ClusterId,
-    source: String,
-    number: u64,
-    events: Vec<ClusterEvent>,
-}
-
-impl Change {
-    pub fn new() -> Change {
-        Change::default()
-    }
-
-    fn write(&mut self, key: String, revision: i64, record: &impl Serialize) -> Result<()> {
-        let value = encode(record)?;
-        self.compare.push(mod_revision_is(key.clone(), revision));
-        self.operations.push(put(key, value));
-        Ok(())
-    }
-
-    /// The record must still be as it was read.
-    pub fn expect_cluster(&mut self, cluster: &Versioned<Cluster>) {
-        let key = cluster_key(&cluster.value.owner, &cluster.value.id);
-        self.compare.push(mod_revision_is(key, cluster.revision));
-    }
-
-    /// Writes the record, and the events that it now counts.
-    pub fn cluster(
-        &mut self,
-        before: Option<&Versioned<Cluster>>,
-        cluster: &mut Cluster,
-        events: &[DeploymentEvent],
-    ) -> Result<()> {
-        let id = cluster.id.clone();
-        let told = cluster_event::of_cluster(before.map(|it| &it.value), cluster, events);
-        self.tell(&id, id.as_str(), &mut cluster.events, told);
-        self.events(&id, id.as_str(), &mut cluster.events, events)?;
-        let revision = before.map_or(0, |before| before.revision);
-        self.write(cluster_key(&cluster.owner, &id), revision, cluster)
-    }
-
-    /// Writes the record, the events that it now counts, and the names of its nodes.
-    pub fn node_group(
-        &mut self,
-        before: Option<&Versioned<NodeGroup>>,
-        group: &mut NodeGroup,
-        events: &[DeploymentEvent],
-    ) -> Result<()> {
-        self.node_names(before.map(|before| &before.value), group)?;
-        let source = group.id.clone();
-        let told = cluster_event::of_node_group(before.map(|it| &it.value), Some(group));
-        self.tell(&group.cluster, source.as_str(), &mut group.events, told);
-        self.events(&group.cluster, source.as_str(), &mut group.events, events)?;
-        let key = node_group_key(&group.cluster, &group.id);
-        self.write(key, before.map_or(0, |before| before.revision), group)
-    }
-
-    /// Removes the record and the names of its nodes; `last` counts the events.
-    pub fn remove_node_group(
-        &mut self,
-        before: &Versioned<NodeGroup>,
-        last: &mut NodeGroup,
-        events: &[DeploymentEvent],
-    ) -> Result<()> {
-        last.nodes.clear();
-        self.node_names(Some(&before.value), last)?;
-        let source = last.id.clone();
-        let told = cluster_event::of_node_group(Some(&before.value), None);
-        self.tell(&last.cluster, source.as_str(), &mut last.events, told);
-        self.events(&last.cluster, source.as_str(), &mut last.events, events)?;
-        let key = node_group_key(&last.cluster, &last.id);
-        self.compare
-            .push(mod_revision_is(key.clone(), before.revision));
-        self.operations.push(delete(key));
-        let removed = RemovedNodeGroup {
-            id: last.id.clone(),
-            name: last.name.clone(),
-            flavor: last.flavor,
-            created_at: last.created_at,
-        };
-        let key = format!("{}{}", removed_node_groups_of(&last.cluster), last.id);
-        self.operations.push(put(key, encode(&removed)?));
-        Ok(())
-    }
-
-    fn node_names(&mut self, before: Option<&NodeGroup>, after: &NodeGroup) -> Result<()> {
-        let names = |group: &NodeGroup| -> BTreeSet<(String, String)> {
-            let pair = |node: &super::model::Node| (node.name.clone(), node.id.to_string());
-            group.nodes.iter().map(pair).collect()
-        };
-        let (old, new) = (before.map(names).unwrap_or_default(), names(after));
-        for (name, id) in new.difference(&old) {
-            self.take_name(&after.cluster, name, id)?;
-        }
-        for (name, _) in old.difference(&new) {
-            self.operations
-                .push(delete(node_name_key(&after.cluster, name)));
-        }
-        Ok(())
-    }
-
-    /// Gives a name of a node to `holder`. Fails the change if somebody has it.
-    pub fn take_name(&mut self, cluster: &ClusterId, name: &str, holder: &str) -> Result<()> {
-        self.write(node_name_key(cluster, name), 0, &holder)
-    }
-
-    pub fn free_name(&mut self, cluster: &ClusterId, name: &str) {
-        self.operations.push(delete(node_name_key(cluster, name)));
-    }
-
-    pub fn ledger(&mut self, ledger: &Versioned<Ledger>) -> Result<()> {
-        let key = ledger_key(&ledger.value.owner);
-        self.write(key, ledger.revision, &ledger.value)
-    }
-
-    pub fn releases(&mut self, releases: &Versioned<Releases>) -> Result<()> {
-        self.write(RELEASES.to_owned(), releases.revision, &releases.value)
-    }
-
-    /// `revision` is that of the table before, 0 for the first.
-    pub fn rates(&mut self, table: &RateTable, revision: i64) -> Result<()> {
-        self.write(RATES.to_owned(), revision, table)
-    }
-
-    pub fn credits(&mut self, credits: &Versioned<Credits>) -> Result<()> {
-        let key = credits_key(&credits.value.owner);
-        self.write(key, credits.revision, &credits.value)
-    }
-
-    /// Writes the record. `revision` is that of the record before, 0 for a new one.
-    pub fn load_balancer(&mut self, next: &ServiceLoadBalancer, revision: i64) -> Result<()> {
-        self.write(load_balancer_key(&next.cluster, &next.id), revision, next)
-    }
-
-    pub fn remove_load_balancer(&mut self, before: &Versioned<ServiceLoadBalancer>) {
-        let key = load_balancer_key(&before.value.cluster, &before.value.id);
-        self.compare
-            .push(mod_revision_is(key.clone(), before.revision));
-        self.operations.push(delete(key));
-    }
-
-    /// All unified events of a record's change are one key: hundreds of nodes may change at once.
-    fn tell(
-        &mut self,
-        cluster: &ClusterId,
-        source: &str,
-        counter: &mut u64,
-        events: Vec<ClusterEvent>,
-    ) {
-        if events.is_empty() {
-            return;
-        }
-        self.told.push(Telling {
-            cluster: cluster.clone(),
-            source: source.to_owned(),
-            number: *counter,
-            events,
-        });
-        *counter += 1;
-    }
-
-    /// Events are in the order of their keys: time, source, number.
-    fn events(
-        &mut self,
-        cluster: &ClusterId,
-        source: &str,
-        counter: &mut u64,
-        events: &[DeploymentEvent],
-    ) -> Result<()> {
-        for event in events {
-            let time = event.created_at.0;
-            let key = format!("{EVENTS}{cluster}/{time:015}/{source}/{counter:010}");
-            *counter += 1;
-            self.operations.push(put(key, encode(event)?));
-        }
-        Ok(())
-    }
 }
 
 fn encode(record: &impl Serialize) -> Result<Bytes> {
@@ -442,21 +273,58 @@ impl Store {
     /// Makes the change if all that it was decided from still holds; says whether it did. Either way the
     /// view then shows what the transaction saw.
     pub async fn commit(&self, change: Change) -> Result<bool> {
-        let Change {
+        let at = self.clock.now();
+        self.write(change.finish(at)?, at).await
+    }
+
+    /// As [`Store::commit`] for each, many of them in a transaction. One that no longer holds does not concern the
+    /// others.
+    pub async fn commit_all(&self, changes: Vec<Change>) -> Result<Vec<bool>> {
+        let at = self.clock.now();
+        let mut made = Vec::with_capacity(changes.len());
+        let mut together: Vec<Finished> = Vec::new();
+        for change in changes {
+            let next = change.finish(at)?;
+            if !fits(&together, &next) {
+                self.write_together(&mut together, at, &mut made).await?;
+            }
+            together.push(next);
+        }
+        self.write_together(&mut together, at, &mut made).await?;
+        Ok(made)
+    }
+
+    async fn write_together(
+        &self,
+        together: &mut Vec<Finished>,
+        at: Timestamp,
+        made: &mut Vec<bool>,
+    ) -> Result<()> {
+        let changes = std::mem::take(together);
+        if changes.len() > 1 {
+            let all = Finished {
+                compare: changes.iter().flat_map(|it| it.compare.clone()).collect(),
+                operations: changes
+                    .iter()
+                    .flat_map(|it| it.operations.clone())
+                    .collect(),
+            };
+            if self.write(all, at).await? {
+                made.extend(changes.iter().map(|_| true));
+                return Ok(());
+            }
+        }
+        for change in changes {
+            made.push(self.write(change, at).await?);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, change: Finished, at: Timestamp) -> Result<bool> {
+        let Finished {
             compare,
             mut operations,
-            told,
         } = change;
-        let at = self.clock.now();
-        for telling in told {
-            let (cluster, source, number) = (telling.cluster, telling.source, telling.number);
-            let key = format!(
-                "{CLUSTER_EVENTS}{cluster}/{:015}/{source}/{number:010}",
-                at.0
-            );
-            let events = telling.events;
-            operations.push(put(key, encode(&Told { at, events })?));
-        }
         operations.push(infra::stamp(at));
         let response = self
             .client
@@ -582,6 +450,28 @@ impl Store {
         }))
     }
 
+    /// The owner's ledger with what these items hold. Both change together: so if the ledger is still the same when
+    /// something is written, what was read after it was of the same instant.
+    pub async fn account(&self, owner: &OwnerId, items: &[&str]) -> Result<Versioned<Account>> {
+        let ledger = self.ledger(owner).await?;
+        let mut holdings = Vec::new();
+        for item in items {
+            let found = self.find(holding_key(owner, item)).await?;
+            holdings.extend(found.map(|found: Versioned<Holding>| found.value));
+        }
+        Ok(Versioned {
+            value: Account::new(ledger.value, holdings),
+            revision: ledger.revision,
+            read_at: ledger.read_at,
+        })
+    }
+
+    /// Of an owner, in the order of the items' ids.
+    pub async fn holdings(&self, owner: &OwnerId) -> Result<Vec<Holding>> {
+        let listed = self.client.list(holdings_of(owner)).await?;
+        listed.value.iter().map(read).collect()
+    }
+
     /// Of a cluster, in the order of their ids.
     pub async fn removed_node_groups(&self, cluster: &ClusterId) -> Result<Vec<RemovedNodeGroup>> {
         let listed = self.client.list(removed_node_groups_of(cluster)).await?;
@@ -645,11 +535,37 @@ impl Store {
         response.kvs.iter().map(read).collect()
     }
 
-    /// The cluster as it is seen, which may be a little behind.
-    pub fn seen_cluster(&self, owner: &OwnerId, id: &ClusterId) -> Option<Arc<Record>> {
-        self.view
-            .get(&cluster_key(owner, id))
-            .map(|stored| stored.record)
+    /// The cluster's record as it is seen, which may be a little behind: then a change that was decided from it
+    /// fails, and whoever decides again sees more. Costs no request, as [`Store::find_cluster`] does.
+    pub fn cluster_in_view(&self, owner: &OwnerId, id: &ClusterId) -> Option<Versioned<Cluster>> {
+        let read_at = self.view.revision();
+        let stored = self.view.get(&cluster_key(owner, id))?;
+        match stored.record.as_ref() {
+            Record::Cluster(cluster) => Some(Versioned {
+                value: cluster.clone(),
+                revision: stored.mod_revision,
+                read_at,
+            }),
+            _ => None,
+        }
+    }
+
+    /// As [`Store::cluster_in_view`].
+    pub fn node_group_in_view(
+        &self,
+        cluster: &ClusterId,
+        id: &NodeGroupId,
+    ) -> Option<Versioned<NodeGroup>> {
+        let read_at = self.view.revision();
+        let stored = self.view.get(&node_group_key(cluster, id))?;
+        match stored.record.as_ref() {
+            Record::NodeGroup(group) => Some(Versioned {
+                value: group.clone(),
+                revision: stored.mod_revision,
+                read_at,
+            }),
+            _ => None,
+        }
     }
 }
 
@@ -669,7 +585,58 @@ pub async fn last_instant(client: &Client) -> Result<Option<Timestamp>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{BUNDLE, World, owner, request};
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_changes_that_are_made_together_only_the_stale_ones_fail() {
+        let world = World::new().await;
+        let store = world.platform.store();
+        let mut versions = Vec::new();
+        for name in ["a", "b", "c"] {
+            let order = request(name, BUNDLE);
+            let made = world
+                .platform
+                .create_cluster(&owner(), order)
+                .await
+                .unwrap();
+            versions.push(store.cluster(&owner(), &made.cluster.id).await.unwrap());
+        }
+        let rename = |before: &Versioned<Cluster>, name: &str| {
+            let mut next = before.value.clone();
+            name.clone_into(&mut next.name);
+            let mut change = Change::new();
+            change.cluster(Some(before), &mut next, &[]).unwrap();
+            change
+        };
+        let names = async || {
+            let clusters = store.clusters(&owner()).await.unwrap();
+            let names: BTreeSet<String> = clusters.into_iter().map(|it| it.name).collect();
+            names.into_iter().collect::<Vec<_>>()
+        };
+        let before = store.view.revision();
+        let changes = versions
+            .iter()
+            .map(|it| rename(it, &format!("{}1", it.value.name)));
+        assert_eq!(
+            store.commit_all(changes.collect()).await.unwrap(),
+            [true; 3]
+        );
+        assert_eq!(names().await, ["a1", "b1", "c1"]);
+        assert_eq!(store.view.revision(), before + 1, "one transaction");
+        // Of b an old version is known.
+        let stale = versions.swap_remove(1);
+        let mut changes = Vec::new();
+        for before in &versions {
+            let now = store.cluster(&owner(), &before.value.id).await.unwrap();
+            changes.push(rename(&now, &format!("{}2", before.value.name)));
+        }
+        changes.insert(1, rename(&stale, "b2"));
+        let made = store.commit_all(changes).await.unwrap();
+        assert_eq!(made, [true, false, true]);
+        assert_eq!(names().await, ["a2", "b1", "c2"]);
+        assert!(store.commit_all(Vec::new()).await.unwrap().is_empty());
+    }
 
     #[test]
     fn an_owner_in_the_cloud_is_a_path() {

@@ -100,7 +100,7 @@ impl Backend {
 
     /// A client of the same keyspace, for services that are made of requests to it.
     fn client(&self) -> Client {
-        Client::new(self.server.channel(&self.slot.name))
+        self.server.client(&self.slot.name)
     }
 
     /// For what only root may ask.

@@ -255,7 +255,7 @@ async fn five_thousand_keyspaces_do_not_cross() {
         });
     read.await;
     let read = resident_bytes(&fixture);
-    // A debug build takes about 55 KiB for the keyspace and 95 KiB for its in-process connection.
+    // A debug build takes about 55 KiB.
     for (when, bytes) in [
         ("filled", filled),
         ("unloaded", unloaded),

@@ -1,4 +1,4 @@
-//! The server as its clients see it, over genuine gRPC within the process.
+//! The server as its clients see it, over genuine gRPC within the process: with a connection, and without.
 
 mod api;
 mod auth;
@@ -12,6 +12,8 @@ mod store_faults;
 mod tls;
 mod watches;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use etcd_proto::etcdserverpb::kv_client::KvClient;
 use etcd_proto::etcdserverpb::lease_client::LeaseClient;
@@ -19,10 +21,13 @@ use etcd_proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse,
 };
 use fdb::{Database, EmbeddedOptions, Faults};
+use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tonic::Status;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
+use super::connection::Connected;
+use super::pings::UnderWay;
 use super::{EtcdConfig, Server};
 use crate::clock::{Clock, TimeScale, Timestamp};
 
@@ -102,7 +107,7 @@ impl Fixture {
     }
 
     pub fn channel(&self) -> Channel {
-        self.server.inner().channel("default")
+        pipe(&self.server)
     }
 
     pub fn kv(&self) -> KvClient<Channel> {
@@ -154,6 +159,38 @@ impl Fixture {
         };
         response.kvs.iter().map(show).collect()
     }
+}
+
+/// A connection to the default keyspace over HTTP/2, as any client's but that it stays in memory. It connects on first
+/// use and again when it is lost.
+pub fn pipe(server: &Server) -> Channel {
+    // Weak: a connection must not keep the server alive.
+    let server = Arc::downgrade(server.inner());
+    let connector = tower::service_fn(move |_: ::http::Uri| {
+        let connected = server.upgrade().map(|server| {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let shutdown = server.shutdown.clone();
+            let connected = Connected {
+                api: server.api("default", &shutdown),
+                peer: None,
+                trusted: true,
+                metrics_only: false,
+                chosen: None,
+                under_way: UnderWay::default(),
+            };
+            let connection = server.connection(connected, ours);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    _ = connection => {}
+                }
+            });
+            TokioIo::new(theirs)
+        });
+        let gone = || std::io::Error::other("the etcd server was stopped");
+        std::future::ready(connected.ok_or_else(gone))
+    });
+    Endpoint::from_static("http://in-process").connect_with_connector_lazy(connector)
 }
 
 pub fn bytes(text: &str) -> Bytes {

@@ -72,7 +72,7 @@ impl Servers {
     }
 
     fn channel(&self, at: usize) -> Channel {
-        self.servers[at].inner().channel("default")
+        super::pipe(&self.servers[at])
     }
 
     fn kv(&self, at: usize) -> KvClient<Channel> {

@@ -9,29 +9,70 @@ use super::{ATTEMPTS, Cloud, CloudError, Result, address_key, encode, lease, met
 impl Cloud {
     /// Requests a load balancer with public addresses of its own. Idempotent by id.
     pub async fn create_load_balancer(&self, spec: LoadBalancerSpec) -> Result<LoadBalancer> {
+        let mut made = self
+            .create_load_balancers(std::slice::from_ref(&spec))
+            .await?;
+        made.pop()
+            .ok_or_else(|| CloudError::Contention(key(&spec.id)))
+    }
+
+    /// As [`Cloud::create_load_balancer`] for each, many in a transaction.
+    pub async fn create_load_balancers(
+        &self,
+        specs: &[LoadBalancerSpec],
+    ) -> Result<Vec<LoadBalancer>> {
+        /// Each needs an operation and a comparison, and one more of both for each address; etcd allows 128 by default.
+        const AT_ONCE: usize = 30;
         let _serial = self.inner.allocating.lock().await;
-        let key = key(&spec.id);
+        let mut made = Vec::with_capacity(specs.len());
+        for chunk in specs.chunks(AT_ONCE) {
+            made.extend(self.create_chunk(chunk).await?);
+        }
+        Ok(made)
+    }
+
+    async fn create_chunk(&self, specs: &[LoadBalancerSpec]) -> Result<Vec<LoadBalancer>> {
         for _ in 0..ATTEMPTS {
-            if let Some(existing) = self.load_balancer(&spec.id) {
-                return Ok(existing);
+            let mut free = self
+                .free_public(self.missing(specs).map(|spec| spec.addresses).sum())?
+                .into_iter();
+            let (mut compare, mut changes, mut made) = (Vec::new(), Vec::new(), Vec::new());
+            for spec in specs {
+                if let Some(existing) = self.load_balancer(&spec.id) {
+                    made.push(existing);
+                    continue;
+                }
+                let addresses: Vec<_> = free.by_ref().take(spec.addresses).collect();
+                let leased = lease(&spec.id, &addresses)?;
+                compare.extend(leased.0);
+                changes.extend(leased.1);
+                let load_balancer = LoadBalancer {
+                    id: spec.id.clone(),
+                    owner: spec.owner.clone(),
+                    flavor: spec.flavor.clone(),
+                    domain_name: spec.domain_name.clone(),
+                    addresses,
+                    metered_since: spec.metered.then(|| self.inner.clock.now()),
+                };
+                let key = key(&spec.id);
+                changes.push(encode(&key, &load_balancer)?);
+                compare.push(mod_revision_is(key, 0));
+                made.push(load_balancer);
             }
-            let addresses = self.free_public(spec.addresses)?;
-            let (mut compare, mut changes) = lease(&spec.id, &addresses)?;
-            let load_balancer = LoadBalancer {
-                id: spec.id.clone(),
-                owner: spec.owner.clone(),
-                flavor: spec.flavor.clone(),
-                domain_name: spec.domain_name.clone(),
-                addresses,
-                metered_since: spec.metered.then(|| self.inner.clock.now()),
-            };
-            compare.push(mod_revision_is(key.clone(), 0));
-            changes.push(encode(&key, &load_balancer)?);
-            if self.commit(compare, changes).await? {
-                return Ok(load_balancer);
+            if changes.is_empty() || self.commit(compare, changes).await? {
+                return Ok(made);
             }
         }
-        Err(CloudError::Contention(key))
+        let first = specs.first().map(|spec| key(&spec.id));
+        Err(CloudError::Contention(first.unwrap_or_default()))
+    }
+
+    fn missing<'a>(
+        &self,
+        specs: &'a [LoadBalancerSpec],
+    ) -> impl Iterator<Item = &'a LoadBalancerSpec> {
+        let missing = move |spec: &&LoadBalancerSpec| self.load_balancer(&spec.id).is_none();
+        specs.iter().filter(missing)
     }
 
     /// Removes a load balancer and frees its addresses. Idempotent.

@@ -1,6 +1,6 @@
 //! Requests about networks, and the peers that come and go with their VMs.
 
-use etcd_proto::etcdserverpb::{Compare, RequestOp};
+use etcd_proto::etcdserverpb::RequestOp;
 
 use crate::etcd::client::{delete, mod_revision_is};
 use crate::infra::network_group::{self, Peer};
@@ -26,6 +26,35 @@ impl Cloud {
         self.commit(compare, vec![encode(&key, &network)?])
             .await
             .map(drop)
+    }
+
+    /// As [`Cloud::create_network`] for each, many in a transaction.
+    pub async fn create_networks(&self, wanted: &[(String, String, NetworkKind)]) -> Result<()> {
+        /// Each needs one operation and one comparison; etcd allows 128 by default.
+        const AT_ONCE: usize = 100;
+        let missing = |(id, ..): &&(String, String, NetworkKind)| self.network(id).is_none();
+        let missing: Vec<_> = wanted.iter().filter(missing).collect();
+        for chunk in missing.chunks(AT_ONCE) {
+            let (mut compare, mut changes) = (Vec::new(), Vec::new());
+            for (id, owner, kind) in chunk {
+                let key = network_key(id);
+                let network = Network {
+                    id: id.clone(),
+                    owner: owner.clone(),
+                    kind: *kind,
+                    last_host: 0,
+                };
+                changes.push(encode(&key, &network)?);
+                compare.push(mod_revision_is(key, 0));
+            }
+            if !self.commit(compare, changes).await? {
+                // One of them is there already: the others are asked for alone.
+                for (id, owner, kind) in chunk {
+                    self.create_network(id, owner, *kind).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes a network. Idempotent; one with VMs in it stays, and that is an error.
@@ -75,62 +104,14 @@ impl Cloud {
         Some(network_group::configuration(self.inner.seed, own, &peers))
     }
 
-    /// What makes `vm` a peer of its network group, in the transaction that makes it.
-    pub(super) fn join(
-        &self,
-        vm: &Vm,
-        compare: &mut Vec<Compare>,
-        changes: &mut Vec<RequestOp>,
-    ) -> Result<()> {
-        let Some(id) = &vm.spec.network_group else {
-            return Ok(());
-        };
-        let key = network_key(id);
-        let stored = self.inner.records.get(&key);
-        let Some((Record::Network(network), revision)) = stored
-            .as_ref()
-            .map(|stored| (stored.record.as_ref(), stored.mod_revision))
-        else {
-            return Err(CloudError::NetworkNotFound(id.clone()));
-        };
-        let peers = self.network_peers(id);
-        let is_taken = |host| {
-            let address = network_group::address_of(id, host);
-            peers.iter().any(|peer| peer.address == address)
-        };
-        let host = network_group::next_host(network.last_host, is_taken).ok_or(
-            CloudError::AddressesExhausted {
-                kind: "network group",
-                count: 1,
-            },
-        )?;
-        let peer = Peer {
-            network: id.clone(),
-            vm: vm.spec.id.clone(),
-            hostname: vm.spec.name.clone(),
-            hypervisor: vm.hypervisor.clone(),
-            address: network_group::address_of(id, host),
-            endpoint: vm.address,
-            public_key: network_group::public_key(self.inner.seed, id, &vm.spec.id),
-        };
-        let next = Network {
-            last_host: host,
-            ..network.clone()
-        };
-        compare.push(mod_revision_is(key.clone(), revision));
-        changes.push(encode(&key, &next)?);
-        changes.push(encode(&peer_key(id, &vm.spec.id), &peer)?);
-        Ok(())
-    }
-
-    /// The other way round, in the transaction that removes the VM.
+    /// What makes `vm` no peer of its network group, in the transaction that removes the VM.
     pub(super) fn part(vm: &Vm) -> Option<RequestOp> {
         let network = vm.spec.network_group.as_ref()?;
         Some(delete(peer_key(network, &vm.spec.id)))
     }
 }
 
-fn network_key(id: &str) -> String {
+pub(super) fn network_key(id: &str) -> String {
     format!("{}{id}", record::NETWORK)
 }
 
@@ -138,6 +119,6 @@ fn peers_of(network: &str) -> String {
     format!("{}{network}/", record::PEER)
 }
 
-fn peer_key(network: &str, vm: &VmId) -> String {
+pub(super) fn peer_key(network: &str, vm: &VmId) -> String {
     format!("{}{vm}", peers_of(network))
 }

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use futures::{FutureExt, StreamExt};
 
 use super::super::testing::MemoryKeyspaces;
-use super::super::vm::{Datacenter, Image};
+use super::super::vm::{Datacenter, Image, Load, Power, VmSpec};
 use super::*;
 use crate::clock::TimeScale;
-use crate::infra::LoadBalancerSpec;
 use crate::infra::metering::{Metered, Run, Usage};
+use crate::infra::{LoadBalancerSpec, NetworkKind};
 use std::time::Duration;
 
 async fn cloud(hypervisor_vcpus: u32) -> (Cloud, Clock, Workers) {
@@ -96,6 +96,48 @@ async fn a_year_in_which_nothing_happens_writes_nothing() {
     cloud.save_reading().await.unwrap();
     let kept = clock_reading::last_reading(&cloud.inner.client).await;
     assert_eq!(kept.unwrap(), Some(clock.now()));
+}
+
+#[tokio::test]
+async fn many_at_once_are_as_many_one_after_the_other() {
+    let specs: Vec<VmSpec> = (0..60)
+        .map(|number| VmSpec {
+            network_group: Some(String::from("ng")),
+            // Every seventh must be in a site that has room for a few of them.
+            datacenter: (number % 7 == 0).then_some(Datacenter::Par2),
+            vcpus: if number % 7 == 0 { 16 } else { 1 },
+            ..spec(&format!("vm-{number:02}"))
+        })
+        .collect();
+    let (together, _clock, _workers) = cloud(64).await;
+    let (apart, _clock, _workers) = cloud(64).await;
+    for cloud in [&together, &apart] {
+        let network = cloud.create_network("ng", "me", NetworkKind::NetworkGroup);
+        network.await.unwrap();
+    }
+    let before = together.inner.records.revision();
+    let mut at_once = together.create_vms(&specs).await.unwrap();
+    let transactions = together.inner.records.revision() - before;
+    let mut one_by_one = Vec::new();
+    for spec in &specs {
+        one_by_one.push(apart.create_vm(spec.clone()).await);
+    }
+    let refused = |outcome: &Result<Arc<Vm>>| matches!(outcome, Err(CloudError::NoCapacity { .. }));
+    assert!(at_once.iter().any(refused) && !at_once.iter().all(refused));
+    assert!(transactions <= 3, "{transactions}");
+    for (at_once, alone) in at_once.drain(..).zip(one_by_one) {
+        assert_eq!(refused(&at_once), refused(&alone));
+        assert_eq!(at_once.ok(), alone.ok());
+    }
+    let (at_once, one_by_one) = (
+        together.inventory().await.unwrap(),
+        apart.inventory().await.unwrap(),
+    );
+    assert_eq!(format!("{at_once:?}"), format!("{one_by_one:?}"));
+    // Asked for again, nothing changes.
+    let before = together.inner.records.revision();
+    together.create_vms(&specs).await.unwrap();
+    assert_eq!(together.inner.records.revision(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

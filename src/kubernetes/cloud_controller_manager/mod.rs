@@ -51,6 +51,11 @@ impl CloudControllerManager {
         self.without.lock().remove(cluster);
     }
 
+    /// Whether the cluster had nothing to balance when it was last looked at; a Service that comes is looked at.
+    pub fn has_none(&self, cluster: &str) -> bool {
+        self.without.lock().contains(cluster)
+    }
+
     /// There may be room for what was refused. Whether anything was.
     pub fn make_room(&self, cluster: &str) -> bool {
         self.refusals.make_room(cluster)

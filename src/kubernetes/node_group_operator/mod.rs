@@ -7,6 +7,7 @@
 
 mod agreement;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
@@ -14,16 +15,19 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
 use kube::core::GroupVersionKind;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use self::agreement::{Act, Resource, Upstream};
+use super::api_client::in_process;
 use super::cloud_api::{Accesses, CloudAccess, CloudApi, CloudApiError};
-use super::component::{Bell, Clients, ComponentError, Notice};
+use super::component::{Bell, CLUSTERS_AT_ONCE, ComponentError, Listener, Notice};
+use super::pki::Identity;
 use super::refusal::{Refusal, Refusals};
 use super::registry::seconds;
 use super::{Kubernetes, KubernetesError};
 use crate::clock::{Clock, Timestamp};
-use crate::infra::work_queue::{WorkQueue, Workers};
+use crate::infra::work_queue::{WorkQueue, Workers, side_by_side};
 use crate::leader::Term;
 
 const NAME: &str = "node-group-operator";
@@ -32,9 +36,67 @@ const FINALIZER: &str = "api.clever-cloud.com/node-group-operator";
 /// Rounds of deciding and doing before the cluster goes to the end of the queue.
 const TURNS: usize = 8;
 
+/// How the operator leaves resources, by cluster: a write that leaves one so is its own, or changes nothing for it.
+/// In memory alone, and bounded by the resources.
+type LeftAs = Arc<Mutex<BTreeMap<String, BTreeMap<String, Left>>>>;
+
+/// What of a resource is of interest here.
+#[derive(PartialEq)]
+struct Left {
+    generation: i64,
+    deleting: bool,
+    held: bool,
+    status: Value,
+}
+
+impl Left {
+    fn of(object: &Value) -> Left {
+        let metadata = &object["metadata"];
+        let finalizers = metadata["finalizers"].as_array();
+        Left {
+            generation: metadata["generation"].as_i64().unwrap_or(0),
+            deleting: !metadata["deletionTimestamp"].is_null(),
+            held: finalizers.is_some_and(|all| all.iter().any(|one| one == FINALIZER)),
+            status: object["status"].clone(),
+        }
+    }
+}
+
+/// Tells the operator of clusters that it has to look at.
+struct Ears {
+    queue: WorkQueue<String>,
+    left: LeftAs,
+}
+
+impl Listener for Ears {
+    fn written(&self, cluster: &str, key: &str, object: Option<&Value>) {
+        let Some(name) = key.strip_prefix("/registry/api.clever-cloud.com/nodegroups/") else {
+            return;
+        };
+        let is_as_left = object.is_some_and(|object| {
+            let left = self.left.lock();
+            let left = left.get(cluster).and_then(|of| of.get(name));
+            left.is_some_and(|left| *left == Left::of(object))
+        });
+        if !is_as_left {
+            self.queue.push(cluster.to_owned());
+        }
+    }
+
+    fn noticed(&self, cluster: &str, notice: Notice) {
+        if notice == Notice::NodeGroups {
+            self.queue.push(cluster.to_owned());
+        }
+    }
+
+    fn cluster_changed(&self, cluster: &str) {
+        self.queue.push(cluster.to_owned());
+    }
+}
+
 struct Operator {
+    left: LeftAs,
     kubernetes: Kubernetes,
-    clients: Clients,
     cloud: CloudApi,
     accesses: Accesses,
     clock: Clock,
@@ -51,19 +113,18 @@ pub async fn start(
 ) -> Workers {
     let queue: WorkQueue<String> = WorkQueue::new(clock.clone(), term.clone());
     let operator = Arc::new(Operator {
-        clients: Clients::new(kubernetes.clone(), NAME),
+        left: LeftAs::default(),
         cloud: CloudApi::new(),
         kubernetes,
         accesses,
         clock,
         refusals: Refusals::default(),
     });
-    let (changed, waiting, woken) = (queue.clone(), Arc::clone(&operator), queue.clone());
+    let (waiting, woken) = (Arc::clone(&operator), queue.clone());
     let listeners = &operator.kubernetes.inner.listeners;
-    listeners.add(Bell {
-        prefixes: &["/registry/api.clever-cloud.com/nodegroups/"],
-        notices: &[Notice::NodeGroups],
-        wake: Box::new(move |cluster| changed.push(cluster.to_owned())),
+    listeners.add(Ears {
+        queue: queue.clone(),
+        left: Arc::clone(&operator.left),
     });
     listeners.add(Bell {
         prefixes: &[],
@@ -81,10 +142,14 @@ pub async fn start(
             tracing::warn!(%error, "cannot list clusters: node groups follow their next change");
         }
     }
-    queue.start(move |cluster: String| {
-        let operator = Arc::clone(&operator);
-        async move { operator.reconcile(&cluster).await }
-    })
+    queue.start_together(
+        CLUSTERS_AT_ONCE,
+        |_, _| true,
+        move |clusters| {
+            let operator = Arc::clone(&operator);
+            async move { operator.reconcile_all(clusters).await }
+        },
+    )
 }
 
 /// A resource, and its status as it was read.
@@ -93,8 +158,61 @@ struct Seen {
     status: Value,
 }
 
+/// What came of a look at a cluster.
+enum Looked {
+    /// Both sides agree, or there is nothing to agree about.
+    Done(Option<Timestamp>),
+    /// One of them is to change.
+    Differs,
+}
+
 impl Operator {
-    async fn reconcile(&self, cluster: &str) -> Result<Option<Timestamp>, ComponentError> {
+    /// Looks at all of them side by side, and then brings those together that differ, one after the other: what is asked
+    /// of the provider, which may refuse it for want of room, is asked in the order of the clusters.
+    async fn reconcile_all(
+        self: Arc<Self>,
+        clusters: Vec<String>,
+    ) -> Vec<Result<Option<Timestamp>, ComponentError>> {
+        let looked = side_by_side(clusters.clone(), |cluster| {
+            let operator = Arc::clone(&self);
+            async move { operator.look(&cluster).await }
+        });
+        let mut outcomes = Vec::new();
+        for (looked, cluster) in looked.await.into_iter().zip(clusters) {
+            outcomes.push(match looked {
+                Ok(Looked::Done(wake)) => Ok(wake),
+                Ok(Looked::Differs) => self.reconcile(&cluster).await,
+                Err(error) => Err(error),
+            });
+        }
+        outcomes
+    }
+
+    /// One look, which changes no more than what the resources say of themselves.
+    async fn look(&self, cluster: &str) -> Result<Looked, ComponentError> {
+        let Some((access, api)) = self.ways(cluster).await? else {
+            return Ok(Looked::Done(None));
+        };
+        let groups = match self.groups(&access, cluster).await {
+            // The provider has let the cluster go: there is nothing to agree with.
+            Err(error) if error.is_not_found() => return Ok(Looked::Done(None)),
+            outcome => outcome?,
+        };
+        let seen = list(&api).await?;
+        let known: Vec<Resource> = seen.iter().map(|one| one.resource.clone()).collect();
+        if !agreement::decide(&known, &groups).is_empty() {
+            return Ok(Looked::Differs);
+        }
+        let now = self.clock.now();
+        self.tell(cluster, &api, &seen, &groups, now).await?;
+        Ok(Looked::Done(self.wake(cluster, &known)))
+    }
+
+    /// How both sides are reached, while the component works.
+    async fn ways(
+        &self,
+        cluster: &str,
+    ) -> Result<Option<(CloudAccess, Api<DynamicObject>)>, ComponentError> {
         let works = match self.kubernetes.load(cluster).await {
             Ok(found) => {
                 let control_plane = &found.record.control_plane;
@@ -106,11 +224,22 @@ impl Operator {
         let access = works.then(|| (self.accesses)(cluster)).flatten();
         let Some(access) = access else {
             // Looked at again when that changes.
-            self.clients.forget(cluster);
             self.refusals.forget(cluster);
+            self.left.lock().remove(cluster);
             return Ok(None);
         };
-        let api = resources(self.clients.get(cluster).await?);
+        let identity = Identity {
+            user: NAME.to_owned(),
+            groups: vec![String::from("system:masters")],
+        };
+        let api = resources(in_process(&self.kubernetes, cluster, identity, NAME));
+        Ok(Some((access, api)))
+    }
+
+    async fn reconcile(&self, cluster: &str) -> Result<Option<Timestamp>, ComponentError> {
+        let Some((access, api)) = self.ways(cluster).await? else {
+            return Ok(None);
+        };
         for _ in 0..TURNS {
             let groups = match self.groups(&access, cluster).await {
                 // The provider has let the cluster go: there is nothing to agree with.
@@ -324,6 +453,13 @@ impl Operator {
             if told == *status {
                 continue;
             }
+            let left = Left {
+                generation: resource.generation,
+                deleting: resource.deleting,
+                held: resource.held,
+                status: told.clone(),
+            };
+            self.leave(cluster, &resource.name, left);
             let patch = Patch::Merge(json!({"status": told}));
             let parameters = PatchParams::default();
             let written = api.patch_status(&resource.name, &parameters, &patch).await;
@@ -332,10 +468,19 @@ impl Operator {
         Ok(())
     }
 
+    fn leave(&self, cluster: &str, resource: &str, left: Left) {
+        let mut all = self.left.lock();
+        let of_cluster = all.entry(cluster.to_owned()).or_default();
+        of_cluster.insert(resource.to_owned(), left);
+    }
+
     /// When to ask again for what was refused; what concerns resources that are gone is forgotten.
     fn wake(&self, cluster: &str, known: &[Resource]) -> Option<Timestamp> {
-        self.refusals
-            .retain(cluster, |name| known.iter().any(|one| one.name == *name));
+        let is_known = |name: &str| known.iter().any(|one| one.name == *name);
+        self.refusals.retain(cluster, is_known);
+        if let Some(of_cluster) = self.left.lock().get_mut(cluster) {
+            of_cluster.retain(|name, _| is_known(name));
+        }
         self.refusals.wake(cluster)
     }
 }
@@ -501,4 +646,34 @@ fn told(
         .collect();
     status["conditions"] = json!(written);
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_of_interest_makes_a_resource_another() {
+        let resource = json!({
+            "metadata": {"generation": 2, "finalizers": [FINALIZER], "resourceVersion": "7"},
+            "spec": {"nodeCount": 2}, "status": {"phase": "Synced"},
+        });
+        let check = |pointer: &str, value: Value, expect: bool| {
+            let mut other = resource.clone();
+            let (parent, field) = pointer.rsplit_once('/').expect("a pointer");
+            other.pointer_mut(parent).expect(parent)[field] = value;
+            assert_eq!(Left::of(&other) == Left::of(&resource), expect, "{pointer}");
+        };
+        check("/metadata/resourceVersion", json!("8"), true);
+        check("/metadata/labels", json!({"a": "b"}), true);
+        check("/metadata/generation", json!(3), false);
+        check(
+            "/metadata/deletionTimestamp",
+            json!("2026-01-01T00:00:00Z"),
+            false,
+        );
+        check("/metadata/finalizers", json!([]), false);
+        check("/status/phase", json!("QuotaExceeded"), false);
+        check("/status/nodeCount", json!(1), false);
+    }
 }

@@ -3,6 +3,7 @@
 //! An object is kept as JSON without its resource version, which is its key's mod revision; a write
 //! compares it. So conflicts, and the order of resource versions, are kube-apiserver's.
 
+mod absent;
 pub mod apply;
 mod defaults;
 mod deletion;
@@ -20,11 +21,13 @@ pub mod validation;
 pub mod watch;
 
 use base64::Engine as _;
+use bytes::Bytes;
 use etcd_proto::etcdserverpb::response_op::Response;
-use etcd_proto::etcdserverpb::{TxnRequest, TxnResponse};
+use etcd_proto::etcdserverpb::{RangeRequest, TxnRequest, TxnResponse};
 use etcd_proto::mvccpb::KeyValue;
 use serde_json::{Value, json};
 
+use self::absent::Absent;
 use self::deletion::is_finished;
 pub use self::deletion::{DeleteOptions, Deleted, FOREGROUND, ORPHAN, Preconditions, Propagation};
 use self::draws::Draws;
@@ -97,16 +100,49 @@ pub struct Registry {
     clock: Clock,
     draws: Draws,
     on_write: OnWrite,
+    /// `None` where others write, too.
+    absent: Option<Absent>,
 }
 
 impl Registry {
-    pub fn new(client: Client, clock: Clock, draws: Draws, on_write: OnWrite) -> Registry {
+    /// `alone`: nobody else writes to the keyspace.
+    pub fn new(
+        client: Client,
+        clock: Clock,
+        draws: Draws,
+        on_write: OnWrite,
+        alone: bool,
+    ) -> Registry {
         Registry {
             client,
             clock,
             draws,
             on_write,
+            absent: alone.then(Absent::default),
         }
+    }
+
+    /// Whether there is surely no object of the kind. Asks etcd once at most.
+    pub async fn has_none(&self, resource: &Resource) -> Result<bool, ApiError> {
+        let Some(absent) = &self.absent else {
+            return Ok(false);
+        };
+        let prefix = resource.prefix(None);
+        if let Some(known) = absent.is_absent(&prefix) {
+            return Ok(known);
+        }
+        let (key, range_end) = client::prefix_range(Bytes::from(prefix.clone()));
+        let counted = self
+            .client
+            .range(RangeRequest {
+                key,
+                range_end,
+                count_only: true,
+                ..RangeRequest::default()
+            })
+            .await?;
+        absent.learn(&prefix, counted.count == 0);
+        Ok(counted.count == 0)
     }
 
     pub fn client(&self) -> &Client {
@@ -166,42 +202,7 @@ impl Registry {
         if let Some(namespace) = place.namespace {
             self.check_namespace(namespace).await?;
         }
-        let name = name_of(&object);
-        if object["metadata"]["resourceVersion"]
-            .as_str()
-            .is_some_and(|version| !version.is_empty())
-        {
-            return Err(ApiError::bad_request(
-                "resourceVersion should not be set on objects to be created",
-            ));
-        }
-        // A status comes later, by its subresource; only kubelets register with one.
-        if place.resource.status && place.resource.kind != "Node" {
-            remove(&mut object, "status");
-        }
-        defaults::fill(place.resource, &mut object);
-        if place.resource.kind == "PersistentVolumeClaim" {
-            storage::choose_class(&mut object, &self.storage_classes().await?);
-        }
-        if place.resource.kind == "Pod" {
-            let account = self.service_account(place, &object).await?;
-            service_account::admit(&mut object, account.as_ref());
-        }
-        storage::protect(place.resource.kind, &mut object);
-        let causes = validation::validate(place.resource, &object, None);
-        if !causes.is_empty() {
-            return Err(ApiError::invalid(place.resource, &name, &causes));
-        }
-        let uid = self.uid(&place.key(&name));
-        let metadata = &mut object["metadata"];
-        metadata["uid"] = Value::from(uid);
-        metadata["creationTimestamp"] = Value::from(seconds(self.clock.now()));
-        if place.resource.generation {
-            metadata["generation"] = Value::from(1);
-        }
-        remove(metadata, "resourceVersion");
-        remove(metadata, "selfLink");
-        remove(metadata, "deletionTimestamp");
+        let name = self.prepare(place, &mut object).await?;
         match self
             .allocate_and_write(place, &name, 0, &mut object, dry_run)
             .await?
@@ -216,6 +217,77 @@ impl Registry {
             }
             None => Err(ApiError::already_exists(place.resource, &name)),
         }
+    }
+
+    /// Makes of what is asked for what is to be kept. Returns its name.
+    async fn prepare(&self, place: Place<'_>, object: &mut Value) -> Result<String, ApiError> {
+        let name = name_of(object);
+        if object["metadata"]["resourceVersion"]
+            .as_str()
+            .is_some_and(|version| !version.is_empty())
+        {
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        // A status comes later, by its subresource; only kubelets register with one.
+        if place.resource.status && place.resource.kind != "Node" {
+            remove(object, "status");
+        }
+        defaults::fill(place.resource, object);
+        if place.resource.kind == "PersistentVolumeClaim" {
+            storage::choose_class(object, &self.storage_classes().await?);
+        }
+        if place.resource.kind == "Pod" {
+            let account = self.service_account(place, object).await?;
+            service_account::admit(object, account.as_ref());
+        }
+        storage::protect(place.resource.kind, object);
+        let causes = validation::validate(place.resource, object, None);
+        if !causes.is_empty() {
+            return Err(ApiError::invalid(place.resource, &name, &causes));
+        }
+        let uid = self.uid(&place.key(&name));
+        let metadata = &mut object["metadata"];
+        metadata["uid"] = Value::from(uid);
+        metadata["creationTimestamp"] = Value::from(seconds(self.clock.now()));
+        if place.resource.generation {
+            metadata["generation"] = Value::from(1);
+        }
+        remove(metadata, "resourceVersion");
+        remove(metadata, "selfLink");
+        remove(metadata, "deletionTimestamp");
+        Ok(name)
+    }
+
+    /// Keeps new objects that are in nobody's way, all at once: namespaces and what they begin with. Says whether
+    /// it did; none is kept if one is there already.
+    pub async fn create_all(&self, objects: Vec<(Place<'_>, Value)>) -> Result<bool, ApiError> {
+        let (mut compare, mut success, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, mut object) in objects {
+            self.check_type(place, &mut object)?;
+            let name = self.prepare(place, &mut object).await?;
+            let key = place.key(&name);
+            self.announce(&key);
+            let value = serde_json::to_vec(&object).map_err(ApiError::internal)?;
+            compare.push(client::mod_revision_is(key.clone(), 0));
+            success.push(client::put(key.clone(), value));
+            kept.push((key, object));
+        }
+        let response = self
+            .client
+            .txn(TxnRequest {
+                compare,
+                success,
+                failure: vec![],
+            })
+            .await?;
+        if response.succeeded {
+            for (key, object) in &kept {
+                (self.on_write)(key, Some(object));
+            }
+        }
+        Ok(response.succeeded)
     }
 
     /// Replaces an object, or its status.
@@ -476,11 +548,7 @@ impl Registry {
 
     /// What every namespace starts with. Repeating it changes nothing.
     pub async fn populate_namespace(&self, name: &str) -> Result<(), ApiError> {
-        let account = json!({"metadata": {"name": "default"}});
-        let place = Place {
-            resource: Resource::of_kind(Kind::ServiceAccount),
-            namespace: Some(name),
-        };
+        let (place, account) = first_account(name);
         match Box::pin(self.create(place, account, false)).await {
             Err(error) if error.reason != "AlreadyExists" => Err(error),
             _ => Ok(()),
@@ -602,6 +670,7 @@ impl Registry {
         object: &mut Value,
         dry_run: bool,
     ) -> Result<Option<i64>, ApiError> {
+        self.announce(&place.key(name));
         if place.resource.kind != "Service" || !service::wants(object) {
             if dry_run {
                 return Ok(None);
@@ -660,6 +729,7 @@ impl Registry {
         expected: i64,
         object: &Value,
     ) -> Result<Option<i64>, ApiError> {
+        self.announce(key);
         let value = serde_json::to_vec(object).map_err(ApiError::internal)?;
         let response = self
             .client
@@ -684,6 +754,13 @@ impl Registry {
         Ok(self.written(key, None, &response))
     }
 
+    /// The key is about to be written.
+    fn announce(&self, key: &str) {
+        if let Some(absent) = &self.absent {
+            absent.write(key);
+        }
+    }
+
     fn written(&self, key: &str, object: Option<&Value>, response: &TxnResponse) -> Option<i64> {
         let revision = revision_if_succeeded(response);
         if revision.is_some() {
@@ -691,6 +768,15 @@ impl Registry {
         }
         revision
     }
+}
+
+/// What a namespace starts with.
+pub fn first_account(namespace: &str) -> (Place<'_>, Value) {
+    let place = Place {
+        resource: Resource::of_kind(Kind::ServiceAccount),
+        namespace: Some(namespace),
+    };
+    (place, json!({"metadata": {"name": "default"}}))
 }
 
 fn revision_if_succeeded(response: &TxnResponse) -> Option<i64> {

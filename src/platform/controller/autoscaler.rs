@@ -15,6 +15,7 @@ use crate::platform::replacement;
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
 use crate::platform::vm_state::VmState;
 
+use super::notice::makes_room;
 use super::{ATTEMPTS, Context, Controller, Round, node_group};
 
 pub(super) struct AutoscalerController {
@@ -61,11 +62,12 @@ impl AutoscalerController {
         };
         next.target_node_count = resize.target;
         if resize.target > current {
-            let mut ledger = store.ledger(&group.value.owner).await?;
+            let (owner, id) = (&group.value.owner, group.value.id.as_str());
+            let mut account = store.account(owner, &[id]).await?;
             let mut refusal = None;
             let fits = (current + 1..=resize.target).rev().find(|count| {
                 let holding = creation::node_group_holding(&group.value, *count);
-                let outcome = ledger.value.reserve([holding]);
+                let outcome = account.value.reserve([holding]);
                 refusal = outcome.err().map(|error| error.to_string());
                 refusal.is_none()
             });
@@ -87,7 +89,7 @@ impl AutoscalerController {
                 }));
             };
             next.target_node_count = fits;
-            change.ledger(&ledger)?;
+            change.account(&account)?;
         }
         let target = next.target_node_count;
         let why = format!("{}: from {current} to {target} nodes", resize.why);
@@ -140,7 +142,8 @@ impl Controller for AutoscalerController {
         match change.new.or(change.old).map(AsRef::as_ref) {
             Some(Record::NodeGroup(group)) if concerns(group) => vec![change.key.to_owned()],
             Some(Record::Cluster(cluster)) => groups_of(cluster, concerns),
-            Some(Record::Ledger(ledger)) => {
+            // Whoever was refused may be granted it now.
+            Some(Record::Ledger(ledger)) if makes_room(change) => {
                 let prefix = store::clusters_of(&ledger.owner);
                 reflector::under(change.records, &prefix)
                     .filter_map(|(_, stored)| match stored.record.as_ref() {

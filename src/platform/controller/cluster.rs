@@ -1,13 +1,17 @@
 //! Deploys, updates and deletes clusters: see [`crate::platform::cluster`] for the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
+use crate::clock::Timestamp;
 use crate::infra::reflector::Change as Observed;
+use crate::infra::work_queue::side_by_side;
 use crate::infra::{self, CloudError, LoadBalancerSpec, NetworkKind, VmId, reflector};
 use crate::kubernetes::{ControlPlane, Drain, EventSubject, EventType};
-use crate::platform::cluster::{self, Act, Applied, Notice, Seen};
+use crate::platform::cluster::{self, Act, Applied, Decision, Notice, Seen};
 use crate::platform::cluster_api::ClusterApiError;
 use crate::platform::control_plane;
 use crate::platform::deployment_event::Step;
@@ -19,9 +23,10 @@ use crate::platform::model::{
 };
 use crate::platform::placement::Openings;
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
+use crate::platform::turns::{Turn, under_way};
 use crate::platform::vm_state::VmState;
 
-use super::{ATTEMPTS, Context, Controller, Round, drain};
+use super::{ATTEMPTS, Context, Controller, Outcome, Round, drain};
 
 /// Size of the load balancer in front of an API server; two instances, two addresses.
 const LOAD_BALANCER_FLAVOR: &str = "XS-duo";
@@ -208,15 +213,7 @@ impl ClusterController {
                 }
             }
             Act::CreateLoadBalancer => {
-                let spec = LoadBalancerSpec {
-                    id: cluster.load_balancer_id(),
-                    owner,
-                    flavor: LOAD_BALANCER_FLAVOR.to_owned(),
-                    domain_name: load_balancer_domain(cluster),
-                    addresses: LOAD_BALANCER_ADDRESSES,
-                    // It comes with the control plane.
-                    metered: false,
-                };
+                let spec = load_balancer_spec(cluster, owner);
                 cloud.create_load_balancer(spec).await?;
             }
             Act::EnableStorage => kubernetes.set_storage(id, true).await?,
@@ -288,21 +285,22 @@ impl ClusterController {
         }
     }
 
-    /// Whether the change was made.
-    async fn record(
+    /// The change of the record, if there is one.
+    async fn change(
         &self,
         before: &Versioned<Cluster>,
         decision: &cluster::Decision,
-    ) -> Result<bool, PlatformError> {
+    ) -> Result<Option<Change>, PlatformError> {
         let Some(mut next) = decision.next.clone() else {
-            return Ok(true);
+            return Ok(None);
         };
         let mut change = Change::new();
         change.cluster(Some(before), &mut next, &decision.events)?;
         if next.status == ClusterStatus::Deleted {
-            let mut ledger = self.context.store.ledger(&next.owner).await?;
-            ledger.value.release(next.id.as_str());
-            change.ledger(&ledger)?;
+            let id = next.id.as_str();
+            let mut account = self.context.store.account(&next.owner, &[id]).await?;
+            account.value.release(id);
+            change.account(&account)?;
         }
         let names = |cluster: &Cluster| -> BTreeMap<String, String> {
             let named = cluster.control_plane.iter();
@@ -317,7 +315,231 @@ impl ClusterController {
         for name in old.keys().filter(|name| !new.contains_key(*name)) {
             change.free_name(&next.id, name);
         }
-        self.context.store.commit(change).await
+        Ok(Some(change))
+    }
+
+    /// What is to be done about the cluster, as it is seen now; `None` if there is no such cluster.
+    async fn plan<'a>(&self, key: &'a str) -> Option<Plan<'a>> {
+        let (owner, id) = parse(key)?;
+        let cluster = self.context.store.cluster_in_view(&owner, &id)?;
+        let seen = self.observe(&cluster.value).await;
+        Some(Plan {
+            key,
+            cluster,
+            seen,
+            decision: Decision::default(),
+            turn: None,
+        })
+    }
+
+    fn decide(&self, plan: &mut Plan<'_>) {
+        let turn = self.context.turns.ask(Component::ALL.len());
+        plan.seen.replacements = Some(turn.replacements);
+        let now = self.context.store.clock.now();
+        let cluster = &plan.cluster.value;
+        plan.decision = cluster::decide(cluster, &plan.seen, now);
+        let next = plan.decision.next.as_ref();
+        let count = |cluster: &Cluster| under_way(&cluster.control_plane);
+        let begins = next.is_some_and(|next| count(next) > count(cluster));
+        // Who begins nothing leaves the turn to the next.
+        plan.turn = begins.then_some(turn);
+    }
+
+    /// Does what the plan says.
+    async fn act_alone(&self, plan: &mut Plan<'_>) -> Result<(), PlatformError> {
+        let now = self.context.store.clock.now();
+        if let Some(working) = plan.decision.control_plane.clone() {
+            self.announce(&plan.cluster.value, working).await?;
+        }
+        for act in std::mem::take(&mut plan.decision.acts) {
+            let done = self.act(&plan.cluster.value, &act).await?;
+            if let (false, Act::CreateVm(vm)) = (done, &act) {
+                plan.refuse(&vm.id, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the plans say, what is of one kind in a few transactions. Only for acts of which each cluster's can
+    /// be done in any order: see [`is_common`].
+    async fn act_together(&self, plans: &mut [&mut Plan<'_>]) -> Result<(), PlatformError> {
+        let Context {
+            cloud, kubernetes, ..
+        } = &self.context;
+        let now = self.context.store.clock.now();
+        let announcing = plans.iter().filter_map(|plan| {
+            let working = plan.decision.control_plane.clone()?;
+            Some(self.announce(&plan.cluster.value, working))
+        });
+        let announced = futures::future::join_all(announcing).await;
+        announced.into_iter().collect::<Result<(), _>>()?;
+        let mut networks = Vec::new();
+        let mut load_balancers = Vec::new();
+        let (mut wanted, mut specs, mut unwanted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut provisioned = Vec::new();
+        for (index, plan) in plans.iter_mut().enumerate() {
+            let acts = std::mem::take(&mut plan.decision.acts);
+            let cluster = &plan.cluster.value;
+            let owner = CloudOwner::of_cluster(cluster).to_string();
+            for act in acts {
+                match act {
+                    Act::CreateNetworkGroup => {
+                        let id = cluster.network_group_id.clone();
+                        networks.push((id, owner.clone(), NetworkKind::NetworkGroup));
+                    }
+                    Act::CreateLoadBalancerNetwork => {
+                        let id = cluster.load_balancer_network_id();
+                        networks.push((id, owner.clone(), NetworkKind::LoadBalancer));
+                    }
+                    Act::CreateLoadBalancer => {
+                        load_balancers.push(load_balancer_spec(cluster, owner.clone()));
+                    }
+                    Act::CreateVm(vm) => {
+                        specs.push(guest::control_plane_vm(cluster, &vm));
+                        wanted.push((index, vm.id));
+                    }
+                    Act::DeleteVm(vm) => unwanted.push(VmId(vm)),
+                    Act::ProvisionKubernetes => {
+                        let id = cluster.id.to_string();
+                        provisioned.push((id, cluster.running_version.clone()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        cloud.create_networks(&networks).await?;
+        cloud.create_load_balancers(&load_balancers).await?;
+        cloud.delete_vms(&unwanted).await?;
+        for ((index, id), outcome) in wanted.into_iter().zip(cloud.create_vms(&specs).await?) {
+            match outcome {
+                // A site may have no room.
+                Err(CloudError::NoCapacity { .. }) => plans[index].refuse(&id, now),
+                outcome => drop(outcome?),
+            }
+        }
+        let provisioned = side_by_side(provisioned, |(id, version)| {
+            let kubernetes = Arc::clone(kubernetes);
+            async move { kubernetes.provision_cluster(&id, &version).await }
+        });
+        Ok(provisioned.await.into_iter().collect::<Result<(), _>>()?)
+    }
+
+    /// Once the change is recorded. Returns when to look again.
+    async fn conclude(&self, plan: Plan<'_>) -> Option<Timestamp> {
+        if plan.decision.deferred {
+            self.context.turns.wait(plan.key);
+        }
+        drop(plan.turn);
+        self.tell(&plan.cluster.value, &plan.decision.notices).await;
+        plan.decision.wake
+    }
+
+    /// One round for many clusters, with an outcome for each; `None` where somebody else's change came first, or the round failed for
+    /// many at once.
+    async fn round(&self, keys: &[String]) -> Vec<Option<Outcome>> {
+        // Each observes its own cluster: side by side, they share the waits for the disk.
+        let observed = futures::future::join_all(keys.iter().map(|key| self.plan(key))).await;
+        // What fails for many at once is tried for each alone: then it is known whose failure it is.
+        let alone = keys.len() == 1;
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        let (mut common, mut plans) = (Vec::new(), Vec::new());
+        for (index, plan) in observed.into_iter().enumerate() {
+            let Some(mut plan) = plan else {
+                outcomes.push(Some(Ok(None)));
+                continue;
+            };
+            outcomes.push(None);
+            self.decide(&mut plan);
+            if !alone && plan.decision.acts.iter().all(is_common) {
+                common.push((index, plan));
+                continue;
+            }
+            match self.act_alone(&mut plan).await {
+                Ok(()) => plans.push((index, plan)),
+                Err(error) => outcomes[index] = Some(Err(error)),
+            }
+        }
+        let mut all: Vec<&mut Plan<'_>> = common.iter_mut().map(|(_, plan)| plan).collect();
+        match self.act_together(&mut all).await {
+            Ok(()) => plans.extend(common),
+            Err(error) => {
+                for (index, _) in common {
+                    outcomes[index] = alone.then(|| Err(error.clone()));
+                }
+            }
+        }
+        let (mut changes, mut changing, mut concluded) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, plan) in plans {
+            match self.change(&plan.cluster, &plan.decision).await {
+                Ok(Some(change)) => {
+                    changes.push(change);
+                    changing.push((index, plan));
+                }
+                Ok(None) => concluded.push((index, plan)),
+                Err(error) => outcomes[index] = Some(Err(error)),
+            }
+        }
+        match self.context.store.commit_all(changes).await {
+            Ok(made) => {
+                let made = changing.into_iter().zip(made);
+                concluded.extend(made.filter_map(|(plan, made)| made.then_some(plan)));
+            }
+            Err(error) => {
+                for (index, _) in changing {
+                    outcomes[index] = alone.then(|| Err(error.clone()));
+                }
+            }
+        }
+        let concluding = concluded.into_iter().map(|(index, plan)| async move {
+            let wake = self.conclude(plan).await;
+            (index, wake)
+        });
+        for (index, wake) in futures::future::join_all(concluding).await {
+            outcomes[index] = Some(Ok(wake));
+        }
+        outcomes
+    }
+}
+
+/// What is to be done about a cluster, and what that was decided from.
+struct Plan<'a> {
+    key: &'a str,
+    cluster: Versioned<Cluster>,
+    seen: Seen,
+    decision: Decision,
+    /// Held until a replacement that begins is recorded.
+    turn: Option<Turn>,
+}
+
+impl Plan<'_> {
+    /// A site has no room for the VM.
+    fn refuse(&mut self, vm: &str, now: Timestamp) {
+        cluster::refuse(&self.cluster.value, vm, now, &mut self.decision);
+    }
+}
+
+/// What happens to many clusters at one instant, and needs no order among a cluster's acts.
+fn is_common(act: &Act) -> bool {
+    matches!(
+        act,
+        Act::CreateNetworkGroup
+            | Act::CreateLoadBalancerNetwork
+            | Act::ProvisionKubernetes
+            | Act::CreateVm(_)
+            | Act::DeleteVm(_)
+            | Act::CreateLoadBalancer
+    )
+}
+
+fn load_balancer_spec(cluster: &Cluster, owner: String) -> LoadBalancerSpec {
+    LoadBalancerSpec {
+        id: cluster.load_balancer_id(),
+        owner,
+        flavor: LOAD_BALANCER_FLAVOR.to_owned(),
+        domain_name: load_balancer_domain(cluster),
+        addresses: LOAD_BALANCER_ADDRESSES,
+        // It comes with the control plane.
+        metered: false,
     }
 }
 
@@ -378,42 +600,29 @@ impl Controller for ClusterController {
 
     fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a> {
         Box::pin(async move {
-            let Some((owner, id)) = parse(key) else {
-                return Ok(None);
-            };
+            let key = [key.to_owned()];
             for _ in 0..ATTEMPTS {
-                let store = &self.context.store;
-                let Some(cluster) = store.find_cluster(&owner, &id).await? else {
-                    return Ok(None);
-                };
-                // The view must not be behind the record: a group created before it is in view.
-                store.view.wait_for(cluster.read_at).await;
-                let mut seen = self.observe(&cluster.value).await;
-                let turn = self.context.turns.ask(Component::ALL.len());
-                seen.replacements = Some(turn.replacements);
-                let now = store.clock.now();
-                let mut decision = cluster::decide(&cluster.value, &seen, now);
-                if let Some(working) = decision.control_plane.clone() {
-                    self.announce(&cluster.value, working).await?;
-                }
-                let acts = std::mem::take(&mut decision.acts);
-                for act in &acts {
-                    let done = self.act(&cluster.value, act).await?;
-                    if let (false, Act::CreateVm(vm)) = (done, act) {
-                        cluster::refuse(&cluster.value, &vm.id, now, &mut decision);
-                    }
-                }
-                if self.record(&cluster, &decision).await? {
-                    if decision.deferred {
-                        self.context.turns.wait(key);
-                    }
-                    self.tell(&cluster.value, &decision.notices).await;
-                    return Ok(decision.wake);
+                if let Some(Some(outcome)) = self.round(&key).await.pop() {
+                    return outcome;
                 }
             }
+            let [key] = key;
             Err(PlatformError::conflict(format!(
-                "too many changes at once to {id}"
+                "too many changes at once to {key}"
             )))
+        })
+    }
+
+    fn reconcile_all<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(keys.len());
+            for (key, outcome) in keys.iter().zip(self.round(keys).await) {
+                outcomes.push(match outcome {
+                    Some(outcome) => outcome,
+                    None => self.reconcile(key).await,
+                });
+            }
+            outcomes
         })
     }
 }

@@ -67,7 +67,11 @@ impl Context {
 /// How often a round is taken again at once, after somebody else's change came first.
 const ATTEMPTS: usize = 16;
 
-type Round<'a> = BoxFuture<'a, Result<Option<Timestamp>, PlatformError>>;
+/// Keys of one controller that are worked on together, while the clock is manual.
+const AT_ONCE: usize = 64;
+
+type Outcome = Result<Option<Timestamp>, PlatformError>;
+type Round<'a> = BoxFuture<'a, Outcome>;
 
 trait Controller: Send + Sync {
     fn name(&self) -> &'static str;
@@ -84,6 +88,17 @@ trait Controller: Send + Sync {
 
     /// Brings what `key` names a step further. Returns when to look again, if nothing changes before.
     fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a>;
+
+    /// As [`Controller::reconcile`] for each, with an outcome for each: for who can do many at once.
+    fn reconcile_all<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(keys.len());
+            for key in keys {
+                outcomes.push(self.reconcile(key).await);
+            }
+            outcomes
+        })
+    }
 }
 
 /// Places in [`all`].
@@ -156,14 +171,17 @@ pub fn start(context: &Context, term: &Term) -> Workers {
         !changed.is_closed()
     }));
 
-    queue.start(move |(index, key): Task| {
+    let of_one = |a: &Task, b: &Task| a.0 == b.0;
+    queue.start_together(AT_ONCE, of_one, move |tasks: Vec<Task>| {
         let controllers = Arc::clone(&controllers);
         async move {
+            let index = tasks.first().map_or(0, |(index, _)| *index);
+            let keys: Vec<String> = tasks.into_iter().map(|(_, key)| key).collect();
             let Some(controller) = controllers.get(index) else {
-                return Ok(None);
+                return Vec::new();
             };
-            tracing::trace!(controller = controller.name(), key, "round");
-            controller.reconcile(&key).await
+            tracing::trace!(controller = controller.name(), ?keys, "round");
+            controller.reconcile_all(&keys).await
         }
     })
 }

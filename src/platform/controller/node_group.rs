@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::BoxFuture;
+
+use crate::clock::Timestamp;
 use crate::infra::reflector::{self, Change as Observed};
 use crate::infra::{self, CloudError, VmId};
 use crate::kubernetes::{EventSubject, EventType};
@@ -10,13 +13,14 @@ use crate::platform::guest;
 use crate::platform::model::{
     Cluster, ClusterId, ClusterStatus, NodeGroup, NodeGroupId, NodeGroupStatus,
 };
-use crate::platform::node_group::{self, Act, Notice, Seen};
+use crate::platform::node_group::{self, Act, Decision, Notice, Seen};
 use crate::platform::placement::Openings;
-use crate::platform::quota::Resources;
+use crate::platform::quota::{Holding, Resources};
 use crate::platform::store::{self, Change, CloudOwner, Record, Versioned};
+use crate::platform::turns::{Turn, under_way};
 use crate::platform::vm_state::VmState;
 
-use super::{ATTEMPTS, Context, Controller, Round, drain};
+use super::{ATTEMPTS, Context, Controller, Outcome, Round, drain};
 
 pub(super) struct NodeGroupController {
     context: Context,
@@ -72,24 +76,83 @@ impl NodeGroupController {
         })
     }
 
-    /// Whether it could be done: a site may have no room.
-    async fn act(
-        &self,
-        cluster: &Cluster,
-        group: &NodeGroup,
-        act: &Act,
-    ) -> Result<bool, PlatformError> {
-        let cloud = &self.context.cloud;
-        match act {
-            Act::CreateVm(node) => {
-                match cloud.create_vm(guest::node_vm(cluster, group, node)).await {
-                    Err(CloudError::NoCapacity { .. }) => return Ok(false),
-                    outcome => drop(outcome?),
+    /// What is to be done about the group, as it is seen now; `None` if there is no such group.
+    async fn plan<'a>(&self, key: &'a str) -> Result<Option<Plan<'a>>, PlatformError> {
+        let Some((cluster, id)) = parse(key) else {
+            return Ok(None);
+        };
+        let store = &self.context.store;
+        let Some(group) = store.node_group_in_view(&cluster, &id) else {
+            return Ok(None);
+        };
+        let owner = &group.value.owner;
+        let Some(cluster) = store.cluster_in_view(owner, &cluster) else {
+            let reason = format!("node group {id} is without its cluster");
+            return Err(PlatformError::conflict(reason));
+        };
+        let seen = self.observe(&cluster.value, &group.value).await;
+        Ok(Some(Plan {
+            key,
+            cluster,
+            group,
+            seen,
+            decision: Decision::default(),
+            turn: None,
+        }))
+    }
+
+    fn decide(&self, plan: &mut Plan<'_>) {
+        let turn = self.context.turns.ask(1);
+        plan.seen.replacements = Some(turn.replacements);
+        let now = self.context.store.clock.now();
+        let group = &plan.group.value;
+        plan.decision = node_group::decide(group, &plan.seen, now, self.context.seed);
+        let next = plan.decision.next.as_ref();
+        let begins = next.is_some_and(|next| under_way(&next.nodes) > under_way(&group.nodes));
+        // Who begins nothing leaves the turn to the next.
+        plan.turn = begins.then_some(turn);
+    }
+
+    /// Does what the plans say, all VMs in a few transactions.
+    async fn act(&self, plans: &mut [&mut Plan<'_>]) -> Result<(), PlatformError> {
+        let (cloud, now) = (&self.context.cloud, self.context.store.clock.now());
+        let (mut wanted, mut specs, mut unwanted) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, plan) in plans.iter_mut().enumerate() {
+            for act in std::mem::take(&mut plan.decision.acts) {
+                match act {
+                    Act::CreateVm(node) => {
+                        let (cluster, group) = (&plan.cluster.value, &plan.group.value);
+                        specs.push(guest::node_vm(cluster, group, &node));
+                        wanted.push((index, node.id));
+                    }
+                    Act::DeleteVm(id) => unwanted.push(VmId(id.to_string())),
                 }
             }
-            Act::DeleteVm(id) => cloud.delete_vm(&VmId(id.to_string())).await?,
         }
-        Ok(true)
+        cloud.delete_vms(&unwanted).await?;
+        for ((index, id), outcome) in wanted.into_iter().zip(cloud.create_vms(&specs).await?) {
+            match outcome {
+                // A site may have no room.
+                Err(CloudError::NoCapacity { .. }) => {
+                    let Plan {
+                        decision, group, ..
+                    } = &mut *plans[index];
+                    node_group::refuse(&group.value, id.as_str(), now, decision);
+                }
+                outcome => drop(outcome?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Once the change is recorded. Returns when to look again.
+    async fn conclude(&self, plan: Plan<'_>) -> Option<Timestamp> {
+        if plan.decision.deferred {
+            self.context.turns.wait(plan.key);
+        }
+        drop(plan.turn);
+        self.tell(&plan.group.value, &plan.decision.notices).await;
+        plan.decision.wake
     }
 
     async fn tell(&self, group: &NodeGroup, notices: &[Notice]) {
@@ -109,41 +172,115 @@ impl NodeGroupController {
         }
     }
 
-    /// Whether the change was made.
-    async fn record(
+    /// The change of the record, if there is one.
+    async fn change(
         &self,
         before: &Versioned<NodeGroup>,
-        decision: &node_group::Decision,
-    ) -> Result<bool, PlatformError> {
+        decision: &Decision,
+    ) -> Result<Option<Change>, PlatformError> {
         let Some(mut next) = decision.next.clone() else {
-            return Ok(true);
+            return Ok(None);
         };
         let store = &self.context.store;
         let mut change = Change::new();
         let id = next.id.to_string();
         if decision.remove {
             change.remove_node_group(before, &mut next, &decision.events)?;
-            let mut ledger = store.ledger(&next.owner).await?;
-            ledger.value.release(&id);
-            change.ledger(&ledger)?;
+            let mut account = store.account(&next.owner, &[&id]).await?;
+            account.value.release(&id);
+            change.account(&account)?;
         } else {
             change.node_group(Some(before), &mut next, &decision.events)?;
             if next.status == NodeGroupStatus::Ready
                 && before.value.status != NodeGroupStatus::Ready
             {
                 // What a smaller size no longer needs is given back when it is no longer there.
-                let mut ledger = store.ledger(&next.owner).await?;
-                let needed = Resources::of(next.flavor, next.target_node_count);
-                if let Some(holding) = ledger.value.holdings.get_mut(&id)
-                    && holding.resources != needed
+                let mut account = store.account(&next.owner, &[&id]).await?;
+                let resources = Resources::of(next.flavor, next.target_node_count);
+                if let Some(holding) = account.value.holding(&id)
+                    && holding.resources != resources
                 {
-                    holding.resources = needed;
-                    change.ledger(&ledger)?;
+                    let holding = Holding {
+                        resources,
+                        ..holding.clone()
+                    };
+                    account.value.hold(holding);
+                    change.account(&account)?;
                 }
             }
         }
-        store.commit(change).await
+        Ok(Some(change))
     }
+
+    /// One round for many groups, with an outcome for each; `None` where another's change came first, or the round failed for many at
+    /// once.
+    async fn round(&self, keys: &[String]) -> Vec<Option<Outcome>> {
+        // Each observes its own cluster: side by side, they share the waits for the disk.
+        let observed = futures::future::join_all(keys.iter().map(|key| self.plan(key))).await;
+        // What fails for many at once is tried for each alone: then it is known whose failure it is.
+        let alone = keys.len() == 1;
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        let mut plans = Vec::new();
+        for (index, plan) in observed.into_iter().enumerate() {
+            outcomes.push(match plan {
+                Ok(Some(mut plan)) => {
+                    self.decide(&mut plan);
+                    plans.push((index, plan));
+                    None
+                }
+                Ok(None) => Some(Ok(None)),
+                Err(error) => Some(Err(error)),
+            });
+        }
+        let mut all: Vec<&mut Plan<'_>> = plans.iter_mut().map(|(_, plan)| plan).collect();
+        if let Err(error) = self.act(&mut all).await {
+            for (index, _) in plans {
+                outcomes[index] = alone.then(|| Err(error.clone()));
+            }
+            return outcomes;
+        }
+        let (mut changes, mut changing, mut concluded) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, plan) in plans {
+            match self.change(&plan.group, &plan.decision).await {
+                Ok(Some(change)) => {
+                    changes.push(change);
+                    changing.push((index, plan));
+                }
+                Ok(None) => concluded.push((index, plan)),
+                Err(error) => outcomes[index] = Some(Err(error)),
+            }
+        }
+        match self.context.store.commit_all(changes).await {
+            Ok(made) => {
+                let made = changing.into_iter().zip(made);
+                concluded.extend(made.filter_map(|(plan, made)| made.then_some(plan)));
+            }
+            Err(error) => {
+                for (index, _) in changing {
+                    outcomes[index] = alone.then(|| Err(error.clone()));
+                }
+            }
+        }
+        let concluding = concluded.into_iter().map(|(index, plan)| async move {
+            let wake = self.conclude(plan).await;
+            (index, wake)
+        });
+        for (index, wake) in futures::future::join_all(concluding).await {
+            outcomes[index] = Some(Ok(wake));
+        }
+        outcomes
+    }
+}
+
+/// What is to be done about a group, and what that was decided from.
+struct Plan<'a> {
+    key: &'a str,
+    cluster: Versioned<Cluster>,
+    group: Versioned<NodeGroup>,
+    seen: Seen,
+    decision: Decision,
+    /// Held until a replacement that begins is recorded.
+    turn: Option<Turn>,
 }
 
 /// Cluster and id from the key of a node group's record.
@@ -191,44 +328,29 @@ impl Controller for NodeGroupController {
 
     fn reconcile<'a>(&'a self, key: &'a str) -> Round<'a> {
         Box::pin(async move {
-            let Some((cluster, id)) = parse(key) else {
-                return Ok(None);
-            };
-            let store = &self.context.store;
+            let key = [key.to_owned()];
             for _ in 0..ATTEMPTS {
-                let Some(group) = store.find_node_group(&cluster, &id).await? else {
-                    return Ok(None);
-                };
-                let owner = &group.value.owner;
-                let Some(cluster) = store.find_cluster(owner, &cluster).await? else {
-                    let reason = format!("node group {id} is without its cluster");
-                    return Err(PlatformError::conflict(reason));
-                };
-                // Names taken before the record was read must be in view.
-                store.view.wait_for(cluster.read_at).await;
-                let mut seen = self.observe(&cluster.value, &group.value).await;
-                let turn = self.context.turns.ask(1);
-                seen.replacements = Some(turn.replacements);
-                let now = store.clock.now();
-                let mut decision = node_group::decide(&group.value, &seen, now, self.context.seed);
-                let acts = std::mem::take(&mut decision.acts);
-                for act in &acts {
-                    let done = self.act(&cluster.value, &group.value, act).await?;
-                    if let (false, Act::CreateVm(node)) = (done, act) {
-                        node_group::refuse(&group.value, node.id.as_str(), now, &mut decision);
-                    }
-                }
-                if self.record(&group, &decision).await? {
-                    if decision.deferred {
-                        self.context.turns.wait(key);
-                    }
-                    self.tell(&group.value, &decision.notices).await;
-                    return Ok(decision.wake);
+                if let Some(Some(outcome)) = self.round(&key).await.pop() {
+                    return outcome;
                 }
             }
+            let [key] = key;
             Err(PlatformError::conflict(format!(
-                "too many changes at once to {id}"
+                "too many changes at once to {key}"
             )))
+        })
+    }
+
+    fn reconcile_all<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(keys.len());
+            for (key, outcome) in keys.iter().zip(self.round(keys).await) {
+                outcomes.push(match outcome {
+                    Some(outcome) => outcome,
+                    None => self.reconcile(key).await,
+                });
+            }
+            outcomes
         })
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn notices(change: &Change<'_, Record>) -> Vec<(ClusterId, Notice)> {
         (Some(Record::LoadBalancer(one)), None) | (_, Some(Record::LoadBalancer(one))) => {
             vec![(one.cluster.clone(), Notice::LoadBalancers)]
         }
-        (Some(Record::Ledger(old)), Some(Record::Ledger(new))) if makes_room(old, new) => {
+        (_, Some(Record::Ledger(new))) if makes_room(change) => {
             let prefix = format!("{}{}/", store::CLUSTERS, new.owner);
             reflector::under(change.records, &prefix)
                 .filter_map(|(_, stored)| match stored.record.as_ref() {
@@ -47,8 +47,15 @@ fn looks(group: &NodeGroup) -> (u32, u32, crate::platform::model::NodeGroupStatu
     )
 }
 
-/// Whether something that was refused may be granted now.
-fn makes_room(old: &Ledger, new: &Ledger) -> bool {
+/// Whether the change is of a ledger, and something that was refused may be granted now.
+pub(super) fn makes_room(change: &Change<'_, Record>) -> bool {
+    match (change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)) {
+        (Some(Record::Ledger(old)), Some(Record::Ledger(new))) => has_more_room(old, new),
+        _ => false,
+    }
+}
+
+fn has_more_room(old: &Ledger, new: &Ledger) -> bool {
     let (before, after) = (old.total(), new.total());
     let (was, is) = (old.limits, new.limits);
     is.vcpus > was.vcpus
@@ -71,7 +78,7 @@ mod tests {
             old.reserve_ips("a", 2).unwrap();
             let mut new = old.clone();
             change(&mut new);
-            assert_eq!(makes_room(&old, &new), expect, "{new:?}");
+            assert_eq!(has_more_room(&old, &new), expect, "{new:?}");
         };
         check(&|_| {}, false);
         check(&|new| new.minted += 1, false);

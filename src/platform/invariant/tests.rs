@@ -1,6 +1,7 @@
 //! Each rule finds what breaks it.
 
 use super::super::model::{CreateNodeGroup, Flavor, NodeGroupStatus};
+use super::super::quota::Account;
 use super::super::store::Record;
 use super::super::testing::{BUNDLE, World, owner, request};
 use super::*;
@@ -24,20 +25,22 @@ async fn at_rest() -> Snapshot {
     let owner = owner();
     let platform = &world.platform;
     let view = platform.get_cluster(&owner, cluster).await.unwrap();
-    let mut ledger = Ledger::new(owner);
-    for item in [
+    let mut account = Account::new(Ledger::new(owner), []);
+    let holdings = [
         super::super::creation::cluster_holding(&view.cluster),
         super::super::creation::node_group_holding(&view.node_groups[0], 2),
-    ] {
-        ledger.holdings.insert(item.0, item.1);
-    }
+    ];
+    account.reserve(holdings.clone()).unwrap();
+    let [of_cluster, of_group] = holdings;
     let of = super::super::store::CloudOwner::of_cluster(&view.cluster).to_string();
     let made = world.cloud.create_volume("volume", &of, 1 << 30).await;
     made.unwrap();
     let records = [
         Record::Cluster(view.cluster),
         Record::NodeGroup(view.node_groups[0].clone()),
-        Record::Ledger(ledger),
+        Record::Ledger(account.ledger),
+        Record::Holding(of_cluster),
+        Record::Holding(of_group),
     ];
     Snapshot::new(records.iter(), world.cloud.inventory().await.unwrap())
 }
@@ -60,6 +63,8 @@ async fn each_rule_finds_what_breaks_it() {
         &["ledger-leak", "vm-leak"],
     );
     check(|s| s.ledgers.clear(), &["ledger-missing"]);
+    check(|s| s.holdings.clear(), &["ledger-missing", "ledger-sum"]);
+    check(|s| s.ledgers[0].held.vcpus += 1, &["ledger-sum"]);
     check(|s| s.ledgers[0].limits.ram_gb = 16, &["quota"]);
     check(
         |s| s.node_groups[0].target_node_count = 3,

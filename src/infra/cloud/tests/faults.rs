@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::etcd::client::SharedKeyspaces;
-use crate::infra::NetworkKind;
 use crate::infra::site::{BootFault, BootScope, CapacityFault, DatacenterState};
 use crate::infra::vm::Flapping;
 
