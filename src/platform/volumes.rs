@@ -107,11 +107,11 @@ impl Platform {
             let reason = format!("must be at least {}", before.size_bytes);
             return Err(PlatformError::invalid("sizeBytes", size_bytes, reason));
         }
-        self.inner
-            .context
-            .cloud
-            .resize_volume(id, size_bytes)
-            .await?;
+        match self.inner.context.cloud.resize_volume(id, size_bytes).await {
+            // It went with its cluster a moment ago.
+            Err(CloudError::VolumeNotFound(id)) => return Err(PlatformError::VolumeNotFound(id)),
+            outcome => outcome?,
+        }
         self.get_volume(owner, id).await
     }
 

@@ -565,7 +565,9 @@ pub fn request<T>(outcome: Result<T, PlatformError>) -> Outcome<bool> {
             PlatformError::Invalid { .. }
             | PlatformError::QuotaExceeded { .. }
             | PlatformError::IpQuotaExceeded { .. }
-            | PlatformError::WrongState { .. },
+            | PlatformError::WrongState { .. }
+            // It went with its cluster a moment ago.
+            | PlatformError::VolumeNotFound(_),
         ) => Ok(false),
         Err(PlatformError::Conflict { reason }) if !reason.contains("too many") => Ok(false),
         Err(error) => Err(format!("{error:?}")),
@@ -576,7 +578,7 @@ pub fn fault(outcome: Result<(), CloudError>) -> Outcome<bool> {
     match outcome {
         Ok(()) => Ok(true),
         // It went a moment ago.
-        Err(CloudError::VmNotFound(_)) => Ok(false),
+        Err(CloudError::VmNotFound(_) | CloudError::VolumeNotFound(_)) => Ok(false),
         Err(error) => Err(error.to_string()),
     }
 }
